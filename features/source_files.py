@@ -1,0 +1,282 @@
+"""Raw files -> tables of the working database: which files a data config means, and the three ways to read them.
+
+Parquet stays where it is and is read through a view; delimited text and adjacency lists are copied once. Every row
+carries `FILE` and `ROW` (see `SourceTable`). Values are not judged here; what is no file of its format is refused, by
+name: a missing or truncated file, a corrupt Parquet file, a line that is no adjacency list.
+"""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import TextIO
+
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features.database import Database, quoted, text
+from features.storage import local, sha256_file
+
+Ids = NDArray[np.int64]
+FILE, ROW, SPLIT = "__file", "__row", "__split"
+SPLITS = ("train", "validation", "test")
+EVENT_ROLES = ("events", *SPLITS)
+ROLES = (*EVENT_ROLES, "users", "items")
+MAX_LINE_BYTES = 1 << 24
+ADJACENCY_PAIRS = 1 << 16
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTable:
+    """One table as read.
+
+    rows: the data's columns, with `FILE` (int: an index into `names`), `ROW` (from 1 in that file, over the rows that
+    could be told apart) and, where the format has a published split, `SPLIT`.
+    untyped: every value is text, because the format has no types.
+    malformed: lines that could not be told apart, as (file, line, problem).
+    """
+
+    rows: ir.Table
+    names: tuple[str, ...]
+    untyped: bool = False
+    malformed: tuple[tuple[str, int, str], ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the data itself."""
+        return tuple(name for name in self.rows.columns if name not in (FILE, ROW, SPLIT))
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One raw file and its role."""
+
+    role: str
+    path: Path
+
+    @property
+    def split(self) -> str:
+        """The published split that all its rows belong to, or ""."""
+        return self.role if self.role in SPLITS else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delimited:
+    """The form of text with one record a line. names: its columns when the first line is not a header."""
+
+    delimiter: str
+    quote: str = '"'
+    encoding: str = "utf-8"
+    names: tuple[str, ...] = ()
+
+
+class Inputs:
+    """The raw files of a data config, by role.
+
+    files: role -> path or glob within `path`; for a role that is not given, the first of its default names that exists
+    ("" is `path` itself). Raises ValueError naming the role whose files are not there.
+    """
+
+    def __init__(self, path: str, files: Mapping[str, str], defaults: Mapping[str, Sequence[str]]) -> None:
+        self.path = path.rstrip("/")
+        unknown = sorted(set(files) - set(ROLES))
+        if unknown:
+            raise ValueError(f"data.files: unknown role {unknown[0]!r}; accepted are {', '.join(ROLES)}")
+        if not files.keys().isdisjoint(EVENT_ROLES):
+            defaults = {role: names for role, names in defaults.items() if role not in EVENT_ROLES}
+        self.files = tuple(file for role in ROLES for file in self._find(role, files, defaults.get(role, ())))
+        events = self.of(*EVENT_ROLES)
+        if not events:
+            wanted = [name or "(the path itself)" for role in EVENT_ROLES for name in defaults.get(role, ())]
+            raise ValueError(f"{path}: no file of events here; looked for {', '.join(wanted)}")
+        if len({bool(file.split) for file in events}) > 1:
+            raise ValueError("data.files: give either `events`, or `train`, `validation` and `test`")
+
+    def of(self, *roles: str) -> tuple[InputFile, ...]:
+        """The files of these roles, in reading order."""
+        return tuple(file for file in self.files if file.role in roles)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every file, read in blocks."""
+        return {f"{file.role}/{number}": sha256_file(file.path) for number, file in enumerate(self.files)}
+
+    def _find(self, role: str, files: Mapping[str, str], defaults: Sequence[str]) -> list[InputFile]:
+        names = [files[role]] if role in files else defaults
+        found = next((paths for name in names if (paths := self._paths(name))), [])
+        if role in files and not found:
+            raise ValueError(f"data.files.{role}: there is no file {files[role]!r} in {self.path}")
+        return [InputFile(role, path) for path in found]
+
+    def _paths(self, name: str) -> list[Path]:
+        whole = "/".join(part for part in (self.path, name) if part)
+        if "://" in whole:
+            return [local(whole)]
+        return [Path(path) for path in sorted(glob(whole)) if Path(path).is_file()]
+
+
+def parquet_table(database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+    """Parquet files as one view; columns go by name. Raises ValueError naming a file that is not whole."""
+    for file in files:
+        check_parquet(file.path)
+    paths = ", ".join(text(str(file.path)) for file in files)
+    split = "".join(f" WHEN {number} THEN {text(file.split)}" for number, file in enumerate(files) if file.split)
+    published = f", CASE file_index{split} END AS {quoted(SPLIT)}" if split else ""
+    database.run(
+        f"CREATE VIEW {quoted(f'raw_{role}')} AS SELECT *, CAST(file_index AS INTEGER) AS {quoted(FILE)}, "
+        f"file_row_number + 1 AS {quoted(ROW)}{published} FROM read_parquet([{paths}], union_by_name = true)"
+    )
+    return SourceTable(rows=database.table(f"raw_{role}"), names=_names(files))
+
+
+def check_parquet(path: Path) -> None:
+    """Raise ValueError unless the file begins and ends as Parquet and its footer can be read."""
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def delimited_table(database: Database, role: str, files: Sequence[InputFile], form: Delimited) -> SourceTable:
+    """Text files as one table of text columns; an empty value is missing, a line with too few or many fields malformed."""
+    name = f"raw_{role}"
+    columns = form.names or _header(files[0].path, form)
+    _refuse_repeated(columns, files[0].path)
+    published = [f"{quoted(SPLIT)} VARCHAR"] if files[0].split else []
+    fixed = [f"{quoted(FILE)} INTEGER", f"{quoted(ROW)} BIGINT", *published]
+    database.run(f"CREATE TABLE {quoted(name)} ({', '.join(fixed + [f'{quoted(c)} VARCHAR' for c in columns])})")
+    malformed: list[tuple[str, int, str]] = []
+    for number, file in enumerate(files):
+        _check_text(file.path, columns, form)
+        split = f"{text(file.split)}, " if file.split else ""
+        database.run(
+            f"INSERT INTO {quoted(name)} SELECT {number}, row_number() OVER (), {split}* "
+            f"FROM {_read_csv(file.path, columns, form)}"
+        )
+        malformed += [(file.path.name, line, problem) for line, problem in database.rejected_lines(file.path)]
+    return SourceTable(rows=database.table(name), names=_names(files), untyped=True, malformed=tuple(malformed))
+
+
+def _read_csv(path: Path, columns: Sequence[str], form: Delimited) -> str:
+    kinds = ", ".join(f"{text(name)}: 'VARCHAR'" for name in columns)
+    settings = {
+        "auto_detect": "false", "header": str(not form.names).lower(), "columns": f"{{{kinds}}}",
+        "delim": text(form.delimiter), "quote": text(form.quote), "escape": text(form.quote),
+        "encoding": text(form.encoding), "nullstr": "''", "comment": "''", "skip": "0",
+        "store_rejects": "true", "max_line_size": str(MAX_LINE_BYTES),
+    }  # fmt: skip
+    return f"read_csv({text(str(path))}, {', '.join(f'{name} = {value}' for name, value in settings.items())})"
+
+
+def _check_text(path: Path, columns: Sequence[str], form: Delimited) -> None:
+    """Refuse a truncated gzip file, which DuckDB would read in part, and a header unlike that of the first file."""
+    if path.suffix == ".gz":
+        check_gzip(path)
+    if not form.names and _header(path, form) != tuple(columns):
+        raise ValueError(f"{path}: its header differs from that of the first file: {', '.join(columns)}")
+
+
+def check_gzip(path: Path) -> None:
+    """Raise ValueError unless the file can be unpacked to its end."""
+    try:
+        with gzip.open(path, "rb") as file:
+            while file.read(_BLOCK_BYTES):
+                pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from error
+
+
+def _header(path: Path, form: Delimited) -> tuple[str, ...]:
+    encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
+    quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE}
+    with _opened(path, encoding) as lines:
+        line = lines.readline().rstrip("\r\n")
+    if len(form.delimiter) > 1:
+        return tuple(line.split(form.delimiter))
+    return tuple(next(csv.reader([line], delimiter=form.delimiter, **quoting), ()))  # type: ignore[arg-type]
+
+
+def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice or not all(columns):
+        raise ValueError(f"{path}: the header must name every column once, {twice or ['']} does not: {list(columns)}")
+
+
+def _opened(path: Path, encoding: str) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, newline="")
+    return path.open(encoding=encoding, newline="")
+
+
+def adjacency_table(database: Database, files: Sequence[InputFile]) -> SourceTable:
+    """Lines `user item item ...` as rows (user, item); `ROW` is the number of the line.
+
+    A user without items is fine and gives no row. Raises ValueError naming file and line where a word is no integer.
+    """
+    kinds = [(FILE, pa.int32()), (ROW, pa.int64()), ("user", pa.int64()), ("item", pa.int64())]
+    schema = pa.schema(kinds + ([(SPLIT, pa.string())] if files[0].split else []))
+    pieces = (piece for number, file in enumerate(files) for piece in _adjacency(file, number, schema))
+    rows = database.store_arrow("raw_events", pa.RecordBatchReader.from_batches(schema, pieces))
+    return SourceTable(rows=rows, names=_names(files))
+
+
+def _adjacency(file: InputFile, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """One batch for every `ADJACENCY_PAIRS` pairs, cut between lines."""
+    lines: list[tuple[int, Ids]] = []
+    pairs = 0
+    for line in _adjacency_lines(file.path):
+        lines.append(line)
+        pairs += len(line[1]) - 1
+        if pairs >= ADJACENCY_PAIRS:
+            yield _pairs_batch(lines, file, number, schema)
+            lines, pairs = [], 0
+    yield _pairs_batch(lines, file, number, schema)
+
+
+def _adjacency_lines(path: Path) -> Iterator[tuple[int, Ids]]:
+    """(line number, user and items) of every line that is not blank."""
+    try:
+        with _opened(path, "utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if words := line.split():
+                    yield number, _integers(words, path, number)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text ({error})") from error
+
+
+def _integers(words: Sequence[str], path: Path, line: int) -> Ids:
+    try:
+        return np.array(words, dtype=np.int64)
+    except (ValueError, OverflowError):
+        wrong = next((word for word in words if not _is_integer(word)), "a number over 64 bits")
+        raise ValueError(f"{path}, line {line}: {wrong!r} is no integer; a line is `user item item ...`") from None
+
+
+def _is_integer(word: str) -> bool:
+    return word.removeprefix("-").isascii() and word.removeprefix("-").isdigit()
+
+
+def _pairs_batch(lines: Sequence[tuple[int, Ids]], file: InputFile, number: int, schema: pa.Schema) -> pa.RecordBatch:
+    counts = [len(words) - 1 for _, words in lines]
+    users = np.repeat(np.array([words[0] for _, words in lines], np.int64), counts)
+    columns = {
+        FILE: np.full(len(users), number, np.int32),
+        ROW: np.repeat(np.array([line for line, _ in lines], np.int64), counts),
+        "user": users,
+        "item": np.concatenate([np.empty(0, np.int64), *(words[1:] for _, words in lines)]),
+    }
+    arrays = [pa.array(columns[name]) for name in columns]
+    split = [pa.repeat(file.split, len(users))] if file.split else []
+    return pa.RecordBatch.from_arrays(arrays + split, schema=schema)
+
+
+def _names(files: Sequence[InputFile]) -> tuple[str, ...]:
+    return tuple(file.path.name for file in files)

@@ -1,0 +1,266 @@
+"""Readers of published formats: each gives events, and perhaps users and items, as tables of the working database.
+
+A source reads; it does not judge values: text stays text, and `logs` casts, checks and counts. `SOURCES` maps the
+`source` of a data config to its class; `package.module:Name` is a class of the user's with the methods of `Source`.
+
+    parquet    files with types                        adjacency  `user item item ...` a line (NGCF, LightGCN, KGAT)
+    csv, tsv   text with a header, or named columns    movielens  ratings, users, movies
+    world      embedded demo data
+
+Several of them read files in the roles `train`, `validation`, `test`: their names are then the published split.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, Protocol
+
+import ibis
+import numpy as np
+import pyarrow as pa
+
+from features.database import Database
+from features.source_files import (
+    EVENT_ROLES, FILE, ROW, Delimited, InputFile, Inputs, SourceTable, adjacency_table, delimited_table, parquet_table,
+)  # fmt: skip
+from features.worlds import WORLDS, generate
+
+Columns = Mapping[str, str | Mapping[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """What a data config says about its raw data.
+
+    path: a folder, a file, a glob, a URI, or the name of a world. files: role -> path or glob within `path`; roles are
+    `events` or any of `train`, `validation`, `test`, and `users`, `items`. columns: the name that the schema uses ->
+    the name in the files; for one table only, under its role: {"users": {"user_id": "id"}}. options: of the source.
+    """
+
+    path: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTables:
+    """What a source gives; `users` and `items` may be absent."""
+
+    events: SourceTable
+    users: SourceTable | None = None
+    items: SourceTable | None = None
+
+    def by_role(self) -> dict[str, SourceTable]:
+        """The tables that are there, events first."""
+        named = {"events": self.events, "users": self.users, "items": self.items}
+        return {role: table for role, table in named.items() if table is not None}
+
+
+class Source(Protocol):
+    """A reader, made from a `SourceRequest`. Raises ValueError naming the option or file that is wrong."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the content depends on: a label -> a content hash."""
+        ...
+
+    def read(self, database: Database) -> SourceTables:
+        """Make the tables in the database, under the schema's column names (see `named`)."""
+        ...
+
+
+class FileSource:
+    """What readers of files share. `defaults`: role -> the names looked for when the config gives none."""
+
+    defaults: Mapping[str, Sequence[str]] = {"events": ("",)}
+    options: frozenset[str] = frozenset()
+
+    def __init__(self, request: SourceRequest) -> None:
+        refuse_options(request.options, self.options)
+        self.request = request
+        self.inputs = Inputs(request.path, request.files, self.defaults)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every file."""
+        return self.inputs.fingerprints()
+
+    def read(self, database: Database) -> SourceTables:
+        """Events, and users and items where there are files of them."""
+        roles = {"events": EVENT_ROLES, "users": ("users",), "items": ("items",)}
+        files = {role: found for role, names in roles.items() if (found := self.inputs.of(*names))}
+        tables = {role: self.table(database, role, found) for role, found in files.items()}
+        return named(tables, self.request.columns)
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Read the files of one role ("events", "users" or "items") as one table: Parquet, unless a subclass differs."""
+        return parquet_table(database, role, files)
+
+
+class ParquetSource(FileSource):
+    """Parquet files; several are one table, their columns go by name."""
+
+
+class DelimitedSource(FileSource):
+    """CSV files, plain or gzipped; every value is read as text, an empty one as missing.
+
+    options: `delimiter`, `quote` ("" = none), `encoding` (utf-8, utf-16, latin-1), `names` (the columns of events files
+    that have no header line).
+    """
+
+    delimiter = ","
+    options = frozenset({"delimiter", "quote", "encoding", "names"})
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns."""
+        given = {"delimiter": self.delimiter} | dict(self.request.options)
+        names = tuple(given.pop("names", ())) if role == "events" else ()
+        given.pop("names", None)
+        return delimited_table(database, role, files, Delimited(**given, names=names))
+
+
+class TabSource(DelimitedSource):
+    """TSV files: as CSV, with tabs."""
+
+    delimiter = "\t"
+
+
+class MovieLensSource(FileSource):
+    """MovieLens: `ratings.dat`, `users.dat`, `movies.dat` (`::` between fields, latin-1), plain or gzipped.
+
+    Ratings may instead be the derived Parquet file, where rating 0 and timestamp 0 mean unknown: they become missing.
+    """
+
+    defaults: Mapping[str, Sequence[str]] = {
+        "events": ("ratings.dat", "ratings.dat.gz", "ratings.parquet"),
+        "users": ("users.dat", "users.dat.gz"),
+        "items": ("movies.dat", "movies.dat.gz"),
+    }
+    names: Mapping[str, tuple[str, ...]] = {
+        "events": ("user_id", "movie_id", "rating", "timestamp"),
+        "users": ("user_id", "gender", "age", "occupation", "zip"),
+        "items": ("movie_id", "title", "genres"),
+    }
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns from .dat, typed ones from Parquet."""
+        if any(file.path.suffix != ".parquet" for file in files):
+            form = Delimited(delimiter="::", quote="", encoding="latin-1", names=self.names[role])
+            return delimited_table(database, role, files, form)
+        table = parquet_table(database, role, files)
+        unknown = {name: table.rows[name].nullif(0) for name in ("rating", "timestamp") if name in table.columns}
+        return replace(table, rows=table.rows.mutate(**unknown))
+
+
+class AdjacencySource(FileSource):
+    """One line per user, `user item item ...`, in a train and a test file, plain or gzipped; columns user and item."""
+
+    defaults: Mapping[str, Sequence[str]] = {
+        "train": ("train.txt", "train.txt.gz"),
+        "validation": ("validation.txt", "validation.txt.gz"),
+        "test": ("test.txt", "test.txt.gz"),
+    }
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Integer columns."""
+        if role != "events":
+            raise ValueError(f"source 'adjacency' reads no table of {role}; remove data.files.{role}")
+        return adjacency_table(database, files)
+
+
+class WorldSource:
+    """The embedded demo data: `path` names one of `worlds.WORLDS`; option `seed` makes another world of that kind."""
+
+    def __init__(self, request: SourceRequest) -> None:
+        refuse_options(request.options, frozenset({"seed"}))
+        if request.files:
+            raise ValueError("source 'world' reads no files; remove data.files")
+        if request.path not in WORLDS:
+            raise ValueError(f"data.path: there is no world {request.path!r}; there are {', '.join(WORLDS)}")
+        self.request = request
+
+    def fingerprints(self) -> dict[str, str]:
+        """The name, the seed and the pinned content of the world."""
+        return {"world": self.request.path}
+
+    def read(self, database: Database) -> SourceTables:
+        """Events, users and items as generated; a row's number is its place in the generated table."""
+        world = generate(self.request.path, self.request.options.get("seed"))
+        made = {"events": world.events, "users": world.users, "items": world.items}
+        tables = {role: self._stored(database, role, table) for role, table in made.items()}
+        return named(tables, self.request.columns)
+
+    def _stored(self, database: Database, role: str, table: pa.Table) -> SourceTable:
+        numbered = table.append_column(ROW, pa.array(np.arange(1, len(table) + 1)))
+        rows = database.store_arrow(f"raw_{role}", numbered).mutate(ibis.literal(0, "int32").name(FILE))
+        return SourceTable(rows=rows, names=(f"world {self.request.path}",))
+
+
+SOURCES: Mapping[str, Any] = {
+    "parquet": ParquetSource,
+    "csv": DelimitedSource,
+    "tsv": TabSource,
+    "movielens": MovieLensSource,
+    "adjacency": AdjacencySource,
+    "world": WorldSource,
+}
+
+
+def make_source(name: str, request: SourceRequest) -> Source:
+    """The reader of that name in `SOURCES`, or the user's class; ValueError naming what is wrong."""
+    source: Source = _source_class(name)(request)
+    return source
+
+
+def _source_class(name: str) -> Any:
+    if name in SOURCES:
+        return SOURCES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        near = get_close_matches(name, SOURCES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown source {name!r}{hint} (there are {', '.join(SOURCES)}, and package.module:Name)")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"source {name!r} cannot be imported: {error}") from error
+
+
+def refuse_options(options: Mapping[str, Any], accepted: frozenset[str]) -> None:
+    """Raise ValueError for a key of `data.options` that the source does not have."""
+    for key in options:
+        if key not in accepted:
+            raise ValueError(f"data.options: unknown key {key!r} (accepted: {', '.join(sorted(accepted)) or 'none'})")
+
+
+def named(tables: Mapping[str, SourceTable], columns: Columns) -> SourceTables:
+    """The tables, by role, under the schema's column names.
+
+    A name given under a role is of that table, any other of every table that has it. A column that would share a new
+    name is left out. Raises ValueError naming a column that is nowhere.
+    """
+    for new, old in columns.items():
+        if isinstance(old, str) and not any(old in table.columns for table in tables.values()):
+            raise missing_column(old, f"data.columns.{new}", "events", tables["events"])
+        if not isinstance(old, str) and new not in tables:
+            raise ValueError(f"data.columns.{new}: there is no table of {new}; there are {', '.join(tables)}")
+    return SourceTables(**{role: _renamed(table, role, columns) for role, table in tables.items()})
+
+
+def _renamed(table: SourceTable, role: str, columns: Columns) -> SourceTable:
+    own = columns.get(role, {})
+    general = {new: old for new, old in columns.items() if isinstance(old, str) and old in table.columns}
+    names = general | (dict(own) if isinstance(own, Mapping) else {})
+    for new, old in names.items():
+        if old not in table.columns:
+            raise missing_column(old, f"data.columns.{role}.{new}", role, table)
+    kept = [name for name in table.rows.columns if name not in names]
+    return replace(table, rows=table.rows.select(*kept, **{new: table.rows[old] for new, old in names.items()}))
+
+
+def missing_column(column: str, needed_by: str, role: str, table: SourceTable) -> ValueError:
+    """The error of a column that is not there: what needs it, the file, the nearest name, the columns that exist."""
+    near = get_close_matches(column, table.columns, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    there = ", ".join(table.columns)
+    return ValueError(f"{role} ({table.names[0]}): no column {column!r} for {needed_by}{hint} (it has {there})")

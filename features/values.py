@@ -1,0 +1,45 @@
+"""A frozen value object that refuses what it does not know, and the one line that says so.
+
+Schemas and configs are made of these. Nothing in here knows a feature.
+"""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Value(BaseModel):
+    """A frozen value object that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a pydantic error in one line; for an unknown key, with the nearest valid name."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}" if place else str(first["msg"])
+    key = str(first["loc"][-1])
+    valid = sorted(_fields_at(model, first["loc"][:-1]))
+    near = get_close_matches(key, valid, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return f"{place}: unknown key {key!r}{hint} (valid: {', '.join(valid)})"
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    """Field names of the model reached by a pydantic error location; the union of members where it is a union."""
+    models = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [found for annotation in annotations for found in _models_in(annotation)] or models
+    return {name for found in models for name in found.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

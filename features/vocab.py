@@ -1,0 +1,322 @@
+"""Raw ids -> rows: `Vocabulary`, and the two hashes that everything else is keyed by.
+
+`hash64` is for strings, salts and buckets, `mix64` for integer ids in arrays and tensors. Their values are pinned by
+tests/golden/hashes.json: they may never change, since rows of trained tables depend on them. Neither is a defence
+against an adversary. 64-bit values stand as int64 bit patterns (two's complement).
+
+Shapes: N ids, V entries of a vocabulary.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features import storage
+from features.raw_ids import IdIndex, Ids, arrow_ids, id_values, sorted_counts
+
+Rows = NDArray[np.int64]
+Unseen = Literal["own_row", "refuse"]
+AnyInts = TypeVar("AnyInts", int, NDArray[Any], Tensor)
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_METADATA = b"recsys.vocabulary"
+
+
+def hash64(data: bytes | str, salt: str = "") -> int:
+    """BLAKE2b with an 8-byte digest, little-endian, as a signed int64; strings are hashed as UTF-8.
+
+    A salt that is not empty keys the hash with the 32-byte BLAKE2b digest of the salt's UTF-8 form, so salts of any
+    length separate, and no (salt, data) pair meets another by concatenation.
+    """
+    data = data.encode() if isinstance(data, str) else data
+    key = blake2b(salt.encode(), digest_size=32).digest() if salt else b""
+    return int.from_bytes(blake2b(data, digest_size=8, key=key).digest(), "little", signed=True)
+
+
+def mix64(ids: AnyInts, salt: int) -> AnyInts:
+    """A bijection of 64-bit integers, different for each salt: f(id + f(salt + G)), all modulo 2^64.
+
+    f is the finaliser of SplitMix64, f(z): z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27;
+    z *= 0x94D049BB133111EB; z ^= z >> 31 (logical shifts), and G = 0x9E3779B97F4A7C15. Mixing the salt first keeps
+    neighbouring salts unrelated. Takes a Python int, a numpy array of int64 or uint64, or an int64 tensor, of any
+    shape, and returns the same type; the bits agree in all of them. Raises ValueError for other types.
+    """
+    offset = _finalise((salt + _GAMMA) & _MASK)
+    if isinstance(ids, int):
+        return _signed(_finalise((ids + offset) & _MASK))
+    if isinstance(ids, Tensor):
+        return _mix_tensor(ids, offset)
+    return _mix_array(np.asarray(ids), offset)
+
+
+def _finalise(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
+    return z ^ (z >> 31)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix_array(ids: NDArray[Any], offset: int) -> NDArray[Any]:
+    if ids.dtype not in (np.int64, np.uint64):
+        raise ValueError(f"mix64 takes int64 or uint64 arrays, got {ids.dtype}")
+    z = ids.astype(np.uint64) + np.uint64(offset)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(_FIRST)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(_SECOND)
+    z ^= z >> np.uint64(31)
+    return z.view(ids.dtype)
+
+
+def _mix_tensor(ids: Tensor, offset: int) -> Tensor:
+    """Signed products and sums wrap as unsigned ones do; an arithmetic shift becomes logical by masking its top."""
+    if ids.dtype != torch.int64:
+        raise ValueError(f"mix64 takes int64 tensors, got {ids.dtype}")
+    z = ids + _signed(offset)
+    z ^= (z >> 30) & (_MASK >> 30)
+    z *= _signed(_FIRST)
+    z ^= (z >> 27) & (_MASK >> 27)
+    z *= _signed(_SECOND)
+    z ^= (z >> 31) & (_MASK >> 31)
+    return z
+
+
+def hash_ids(ids: pa.Array) -> Rows:
+    """64-bit ids of raw ids [N] (from `arrow_ids`) that keep no vocabulary, int64.
+
+    An integer becomes mix64(id, 0), a string hash64(string), a null hash64("", "missing"). The integer 7 and the
+    string "7" are different ids. Features are told apart later, by the salt of the table that reads them.
+    """
+    encoded = ids.dictionary_encode()
+    if pa.types.is_int64(ids.type):
+        distinct = mix64(encoded.dictionary.to_numpy(), 0)
+    else:
+        distinct = np.array([hash64(text) for text in encoded.dictionary.to_pylist()], dtype=np.int64)
+    with_null = np.append(distinct, np.int64(hash64("", "missing")))
+    found: Rows = with_null[encoded.indices.fill_null(len(distinct)).to_numpy()]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vocabulary:
+    """The ids of a train split, each with its row of an embedding table.
+
+    raw_ids: int64 or object (str) [V], in row order: ascending as created, later ids after them. counts: int64 [V],
+    occurrences in train. null_index: the entry that stands for a null (its raw_ids value is a placeholder), None where
+    train had none. unseen: "own_row" puts row 0 aside for every id that is not here, ids rarer than min_count
+    included, and entry i has row i + 1; with "refuse" entry i has row i and other ids raise ValueError.
+    Raises ValueError for lengths that differ or an id that stands twice. Memory: 16 V bytes (strings: as Python
+    objects) and a hash table from the first look-up on.
+    """
+
+    name: str
+    raw_ids: Ids
+    counts: Rows
+    unseen: Unseen = "own_row"
+    min_count: int = 1
+    null_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.raw_ids.dtype != np.int64 and self.raw_ids.dtype != object:
+            raise ValueError(f"vocabulary {self.name!r}: raw ids must be int64 or str, got {self.raw_ids.dtype}")
+        if self.counts.shape != self.raw_ids.shape or self.counts.dtype != np.int64:
+            raise ValueError(
+                f"vocabulary {self.name!r}: {len(self.raw_ids)} ids need as many int64 counts, "
+                f"got {self.counts.dtype} {self.counts.shape}"
+            )
+
+    @staticmethod
+    def from_counts(
+        name: str, raw_ids: Any, counts: Any, *, unseen: Unseen = "own_row", min_count: int = 1
+    ) -> "Vocabulary":
+        """A vocabulary of these ids (list, numpy, pandas or Arrow; a null becomes an entry, sorted first).
+
+        The order given does not matter; counts of an id that is given twice are added. Ids rarer than min_count are
+        left out.
+        """
+        what = f"vocabulary {name!r}"
+        ids, totals, null_count = sorted_counts(arrow_ids(raw_ids, what), np.asarray(counts, dtype=np.int64), what)
+        kept = totals >= min_count
+        ids, totals = ids[kept], totals[kept]
+        has_null = null_count >= min_count and null_count > 0
+        if has_null:
+            ids = np.concatenate([np.array([0] if ids.dtype == np.int64 else [None], dtype=ids.dtype), ids])
+            totals = np.insert(totals, 0, null_count)
+        return Vocabulary(
+            name=name,
+            raw_ids=ids,
+            counts=totals,
+            unseen=unseen,
+            min_count=min_count,
+            null_index=0 if has_null else None,
+        )
+
+    @property
+    def offset(self) -> int:
+        """The row of entry 0: 1 where row 0 is put aside for unseen ids, else 0."""
+        return 1 if self.unseen == "own_row" else 0
+
+    @property
+    def num_rows(self) -> int:
+        """Entries and, with unseen = "own_row", the row of unseen ids."""
+        return len(self.raw_ids) + self.offset
+
+    @property
+    def holds_integers(self) -> bool:
+        """Whether raw ids are integers, not strings."""
+        return self.raw_ids.dtype == np.int64
+
+    def accepts(self, ids: pa.Array) -> bool:
+        """Whether ids (from `arrow_ids`) are of the type held here; nulls alone always are."""
+        return self._index.accepts(ids)
+
+    def find(self, raw: Any) -> Rows:
+        """Rows of raw ids [N] int64, -1 for ids (or nulls) that are not here.
+
+        raw: list, numpy, pandas or Arrow, with None for a null. Raises ValueError for ids of the other type.
+        """
+        ids = arrow_ids(raw, f"vocabulary {self.name!r}")
+        entries = self._index.find(ids)
+        if self.null_index is not None and ids.null_count:
+            entries[ids.is_null().to_numpy(zero_copy_only=False)] = self.null_index
+        return np.where(entries >= 0, entries + self.offset, -1)
+
+    def rows(self, raw: Any) -> Rows:
+        """`find`, with the policy for unseen ids: row 0, or ValueError naming the vocabulary, the place and the id."""
+        rows = self.find(raw)
+        unseen = np.flatnonzero(rows < 0)
+        if len(unseen) and self.unseen == "refuse":
+            place = int(unseen[0])
+            value = arrow_ids(raw, self.name)[place].as_py()
+            raise ValueError(
+                f"vocabulary {self.name!r} has no id {value!r} (place {place}, {len(unseen)} such of {len(rows)}); "
+                'unseen = "own_row" would give it row 0'
+            )
+        rows[unseen] = 0
+        return rows
+
+    def raw(self, rows: Any) -> Ids:
+        """The raw ids of rows [N]; None for the row of unseen ids and for the null's. Int64 where no None is needed."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.num_rows):
+            raise ValueError(
+                f"vocabulary {self.name!r} has rows 0..{self.num_rows - 1}, got {rows.min()}..{rows.max()}"
+            )
+        entries = rows - self.offset
+        special = entries == -1
+        if self.null_index is not None:
+            special |= entries == self.null_index
+        found = self.raw_ids[np.maximum(entries, 0)] if len(self.raw_ids) else np.zeros(len(rows), dtype=object)
+        if special.any():
+            found = found.astype(object)
+            found[special] = None
+        return found
+
+    def row_counts(self) -> Rows:
+        """Train occurrences by row, [num_rows]; 0 for the row of unseen ids."""
+        return np.concatenate([np.zeros(self.offset, dtype=np.int64), self.counts])
+
+    def grown(self, raw_ids: Any, counts: Any) -> "Vocabulary":
+        """With the counts of later data added, and new ids (a first null too) appended after all rows there are.
+
+        New ids take part from min_count occurrences in this later data on; they are appended in ascending order.
+        """
+        later = Vocabulary.from_counts(self.name, raw_ids, counts, unseen="own_row")
+        entries = self.find(_arrow(later)) - self.offset
+        known = entries >= 0
+        totals = self.counts.copy()
+        totals[entries[known]] += later.counts[known]
+        new = ~known & (later.counts >= self.min_count)
+        null_index = self.null_index
+        if later.null_index is not None and new[later.null_index]:
+            null_index = len(self.raw_ids) + int(new[: later.null_index].sum())
+        return Vocabulary(
+            name=self.name,
+            raw_ids=np.concatenate([self.raw_ids, later.raw_ids[new]]) if new.any() else self.raw_ids,
+            counts=np.concatenate([totals, later.counts[new]]),
+            unseen=self.unseen,
+            min_count=self.min_count,
+            null_index=null_index,
+        )
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of all that it holds, hex: name, policies, ids in row order, counts."""
+        digest = sha256(json.dumps(self._policies(), sort_keys=True).encode())
+        digest.update(id_values(self.raw_ids, self.null_index))
+        digest.update(self.counts.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path | str) -> None:
+        """One Parquet file, columns raw_id (null for the null's entry) and count in row order, policies as metadata."""
+        metadata = {_METADATA: json.dumps(self._policies() | {"content_hash": self.content_hash}).encode()}
+        table = pa.table({"raw_id": _arrow(self), "count": self.counts}).replace_schema_metadata(metadata)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_bytes(path, sink.getvalue().to_pybytes())
+
+    @staticmethod
+    def load(path: Path | str) -> "Vocabulary":
+        """The inverse of `save`. Raises ValueError naming the path if the file is not what was saved."""
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path} is no readable Parquet file: {error}") from None
+        metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
+        if _METADATA not in metadata:
+            raise ValueError(f"{path} is not a vocabulary: its Parquet metadata lacks {_METADATA.decode()!r}")
+        policies = json.loads(metadata[_METADATA])
+        expected = policies.pop("content_hash")
+        ids = table["raw_id"].combine_chunks()
+        vocabulary = Vocabulary(**policies, raw_ids=_numpy(ids), counts=table["count"].to_numpy().copy())
+        if vocabulary.content_hash != expected:
+            raise ValueError(f"{path} is damaged: content hash {vocabulary.content_hash}, recorded {expected}")
+        return vocabulary
+
+    def _policies(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "unseen": self.unseen,
+            "min_count": self.min_count,
+            "null_index": self.null_index,
+        }
+
+    @cached_property
+    def _index(self) -> IdIndex:
+        entries = np.arange(len(self.raw_ids))
+        if self.null_index is not None:
+            entries = np.delete(entries, self.null_index)
+        return IdIndex(self.raw_ids[entries], entries, f"vocabulary {self.name!r}")
+
+
+def _arrow(vocabulary: Vocabulary) -> pa.Array:
+    """Its raw ids as Arrow, null at the null's entry."""
+    mask = np.zeros(len(vocabulary.raw_ids), dtype=bool)
+    if vocabulary.null_index is not None:
+        mask[vocabulary.null_index] = True
+    kind = pa.int64() if vocabulary.holds_integers else pa.large_string()
+    return pa.array(vocabulary.raw_ids, type=kind, mask=mask)
+
+
+def _numpy(ids: pa.Array) -> Ids:
+    if pa.types.is_int64(ids.type):
+        return ids.fill_null(0).to_numpy(zero_copy_only=False).copy()  # type: ignore[no-any-return]
+    return ids.to_numpy(zero_copy_only=False).astype(object)  # type: ignore[no-any-return]

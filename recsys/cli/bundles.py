@@ -1,0 +1,89 @@
+"""`recsys export` and `recsys bundle list|verify`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys.bundle import BundleStore
+from recsys.cli.console import print_json, print_table, say, user_errors
+from recsys.cli.data import JsonOption
+from recsys.components import Roles, export_ranker, export_retriever
+from recsys.config import ConfigError
+from recsys.models.interface import Ranker
+from recsys.run import Run, describe_run
+
+StoreArgument = Annotated[str, typer.Argument(help="A store of bundles: a folder or a URI.")]
+
+
+def export(
+    runs: Annotated[list[Path], typer.Argument(help="One run, or a retrieval run and a ranking run.")],
+    out: Annotated[str, typer.Option("--out", help="The store to write to: a folder or a URI.")],
+    label: Annotated[str, typer.Option("--label", help="Point this label at the new bundle.")] = "stable",
+    json: JsonOption = False,
+) -> None:
+    """Export finished runs as one bundle; components that the store holds already are shared."""
+    with user_errors():
+        bundle = export_runs([Run.open(run) for run in runs], out, label)
+        if json:
+            print_json({"bundle": bundle, "store": out, "label": label})
+        else:
+            say(f"bundle {bundle} in {out}, label {label}")
+
+
+def export_runs(runs: list[Run], out: str, label: str) -> str:
+    """Write the runs' components and publish them as one bundle; returns its id."""
+    kinds = ["ranker" if run.is_ranking else "retriever" for run in runs]
+    if len(set(kinds)) < len(kinds):
+        raise ConfigError(f"a bundle holds one retrieval run and one ranking run at the most, these are {kinds}")
+    store = BundleStore(out)
+    components: Roles = {}
+    for run in runs:
+        components |= _components(run, store)
+    config = {kind: run.config.model_dump(mode="json") for kind, run in zip(kinds, runs, strict=True)}
+    notes = {kind: describe_run(run) for kind, run in zip(kinds, runs, strict=True)}
+    return store.publish(components, config=config, notes=notes, label=label)
+
+
+def _components(run: Run, store: BundleStore) -> Roles:
+    model = run.model()
+    view = run.prepared.view(*run.prepared.splits) if run.is_ranking else run.seen_before("test")
+    sections: dict[str, Any] = {"model_section": run.config.model, "tables_section": run.config.tables, "view": view}
+    if isinstance(model, Ranker):
+        return export_ranker(store, model=model, **sections)
+    return export_retriever(store, model=model, **sections)  # type: ignore[arg-type]
+
+
+def list_bundles(store: StoreArgument, json: JsonOption = False) -> None:
+    """List the bundles of a store, with their labels and parts."""
+    with user_errors():
+        rows = _rows(BundleStore(store))
+        if json:
+            print_json({"bundles": rows})
+        else:
+            print_table(f"{len(rows)} bundles in {store}", rows)
+
+
+def _rows(store: BundleStore) -> list[dict[str, str]]:
+    labels = store.labels()
+    rows = []
+    for bundle in store.bundles():
+        names = ", ".join(sorted(name for name, target in labels.items() if target == bundle))
+        rows.append({"bundle": bundle[:12], "labels": names, "parts": ", ".join(sorted(store.manifest(bundle).roles))})
+    return rows
+
+
+def verify(store: StoreArgument, json: JsonOption = False) -> None:
+    """Check every byte of a store against its manifests; exit code 1 when something is wrong."""
+    with user_errors():
+        opened = BundleStore(store)
+        faults, count = opened.verify(), len(opened.bundles())
+        if not count and not faults:
+            raise ConfigError(f"{store} holds no bundles; `recsys export RUN --out {store}` makes one")
+    if json:
+        print_json({"bundles": count, "faults": faults})
+    else:
+        for fault in faults or [f"{count} bundles, all of their bytes as they were written"]:
+            say(fault)
+    if faults:
+        raise typer.Exit(1)

@@ -1,0 +1,110 @@
+"""How commands speak: one place for tables, progress, JSON lines and errors.
+
+Text for people goes to stderr, so that `--json` can print exactly one line on stdout. On a terminal progress is a bar with
+time left and throughput, elsewhere plain lines every few seconds.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+USER_ERROR = 2
+INTERRUPTED = 75
+PLAIN_EVERY_S = 5.0
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line for the person."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Exactly one line on stdout."""
+    sys.stdout.write(json.dumps(values, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, rows: list[Mapping[str, Any]]) -> None:
+    """Rows with the same keys as a table on stdout."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else []:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console(highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's error ends in one line and exit code 2, never in a traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, OSError) as error:
+        say(f"error: {one_line(error)}")
+        raise typer.Exit(USER_ERROR) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; for errors of the system, with the file."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Meter:
+    """Progress of one piece of long work: `update(stage, done, total, note)`; a bar on a terminal, else plain lines."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+        self._said = 0.0
+
+    def update(self, stage: str, done: float, total: float, note: str = "") -> None:
+        """Show that `done` of `total` units of `stage` are done."""
+        if console.is_terminal:
+            self._update_bar(stage, done, total, note)
+        elif time.monotonic() - self._said > PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            share = f"{done / total:.0%}" if total else f"{done:,.0f}"
+            say(f"{stage}: {share} {note}".rstrip())
+
+    def _update_bar(self, stage: str, done: float, total: float, note: str) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = Progress(*columns, *times, console=console, transient=True)
+            self._bar.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total or None, note=note)
+        self._bar.update(self._tasks[stage], completed=done, total=total or None, note=note)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            self._tasks = {}
+
+
+@contextmanager
+def meter() -> Iterator[Callable[..., None]]:
+    """A meter's `update`, taken away at the end."""
+    shown = Meter()
+    try:
+        yield shown.update
+    finally:
+        shown.close()

@@ -1,0 +1,135 @@
+"""`recsys train` and `recsys evaluate`."""
+
+import json as json_lines
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.console import INTERRUPTED, Meter, print_json, print_table, say, user_errors
+from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
+from recsys.config import load_config
+from recsys.run import Run, describe_run
+from recsys.training import distributed
+from recsys.training.trainer import Interrupted, Progress
+
+RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="The folder for runs.")]
+LOG_EVERY_S = 5.0
+
+
+def train(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="The run's name (default: the config's stem).")] = None,
+    data: DataOption = None,
+    prepared: PreparedOption = Path("prepared"),
+    runs: RunsOption = Path("runs"),
+    json: JsonOption = False,
+) -> None:
+    """Train a config into runs/NAME: prepare what is missing, choose on validation, keep checkpoints.
+
+    Under torchrun the tables are sharded over the ranks and everything else is data-parallel.
+    """
+    with user_errors(), distributed.joined_ranks():
+        settings = load_config(config, overrides or ())
+        run = start(settings, config.parent, runs / (name or settings.name), (data, prepared), resume)
+        if run.finished:
+            say(f"{run.folder} is finished")
+        else:
+            _train(run)
+        if distributed.rank() == 0:
+            _report(run, json)
+
+
+def start(
+    settings: "RunConfig", config_dir: Path, folder: Path, data: tuple[Path | None, Path], resume: bool
+) -> Run:  # fmt: skip
+    """The run in `folder`, new or continued, on data that is prepared when it is not there yet."""
+    prepared = prepared_of(settings, config_dir, *data)
+    return Run.create(settings, folder, prepared, resume=resume)
+
+
+def _train(run: Run) -> None:
+    watcher = Watcher(run.folder)
+    try:
+        run.train(observers=(watcher,) if distributed.rank() == 0 else ())
+    except Interrupted as interruption:
+        say(f"{interruption}; continue with --resume")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        watcher.close()
+
+
+def _report(run: Run, json: bool) -> None:
+    summary = describe_run(run)
+    if json:
+        print_json(summary)
+        return
+    for key, value in summary.items():
+        say(f"{key}: {value}")
+
+
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option("--split", help="The split to score.")] = "test",
+    json: JsonOption = False,
+) -> None:
+    """Score a finished run on a split (default: test) and write the report into the run's folder."""
+    with user_errors():
+        report = Run.open(run).evaluate(split)
+        if json:
+            print_json(report.summary())
+        else:
+            print_table(f"{run} on {split}: {report.protocol}", [report.metrics])
+
+
+class Watcher:
+    """Shows progress with time left and rows per second, and keeps metrics.jsonl: a line every few seconds, and one per
+    evaluation. On resuming, lines after the step that the run continues from are dropped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.meter = Meter()
+        self.rows = 0
+        self.since = time.monotonic()
+        self.started = False
+
+    def on_step(self, progress: Progress, total_batches: int, loss: float, rows: int) -> None:
+        """Show the step; log it when some seconds have passed."""
+        self._begin(progress)
+        self.rows += rows
+        seconds = time.monotonic() - self.since
+        rate = self.rows / max(seconds, 1e-9)
+        self.meter.update(f"epoch {progress.epoch + 1}", progress.batch, total_batches, f"loss {loss:.4f}, {rate:,.0f} rows/s")
+        if seconds > LOG_EVERY_S:
+            self._log(progress, {"loss": loss, "rows_per_s": round(rate)})
+            self.rows, self.since = 0, time.monotonic()
+
+    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float], best: bool) -> None:
+        """Say and log the validation metrics."""
+        self._begin(progress)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        say(f"epoch {progress.epoch + 1}: {shown}{' (best)' if best else ''}")
+        self._log(progress, dict(metrics) | {"best": float(best)})
+        self.rows, self.since = 0, time.monotonic()
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self.meter.close()
+
+    def _begin(self, progress: Progress) -> None:
+        if self.started:
+            return
+        self.started = True
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if json_lines.loads(line)["step"] < progress.step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def _log(self, progress: Progress, values: Mapping[str, float]) -> None:
+        place = {"step": progress.step, "epoch": progress.epoch, "batch": progress.batch, "seconds": progress.seconds}
+        with self.path.open("a") as log:
+            log.write(json_lines.dumps(place | dict(values)) + "\n")

@@ -1,0 +1,61 @@
+"""Table methods by name, and `make_collection`, which builds an embedding collection from a run's config.
+
+A method is a key of `COMPRESSIONS` or "package.module:Name" for a `TableSpec` of the user's.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from features.encoder import Encoder
+from recsys.config import ConfigError, TableConfig, TablesConfig, TablesOptimizerConfig, import_name, parse_options
+from recsys.embedding import TABLES
+from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.optimizers import OPTIMIZERS, TableOptimizer
+from recsys.embedding.table import TableSpec
+
+COMPRESSIONS: dict[str, type[TableSpec]] = {**TABLES}
+
+
+def table_class(method: str, allowed: Sequence[str] | None = None) -> type[TableSpec]:
+    """The class of a key of `COMPRESSIONS`, or of "package.module:Name" if `allowed` (see `import_name`) admits it."""
+    if method in COMPRESSIONS:
+        return COMPRESSIONS[method]
+    if ":" not in method:
+        raise ConfigError(
+            f"there is no table method {method!r}; there are {', '.join(COMPRESSIONS)}, or name yours 'package.module:Name'"
+        )
+    found = import_name(method, allowed)
+    if not (isinstance(found, type) and issubclass(found, TableSpec)):
+        raise ConfigError(f"{method!r} is no subclass of recsys.TableSpec")
+    return found
+
+
+def make_specs(sections: Mapping[str, TableConfig], allowed: Sequence[str] | None = None) -> dict[str, TableSpec]:
+    """The table specifications of `[tables.NAME]` sections, validated."""
+    return {
+        name: parse_options(table_class(section.method, allowed), section.options, where=f"tables.{name}")
+        for name, section in sections.items()
+    }
+
+
+def make_table_optimizer(section: TablesOptimizerConfig) -> TableOptimizer:
+    """The update rule of `[optimizer.tables]`; ConfigError for a setting that it does not have."""
+    values = section.model_dump(exclude={"name"}, exclude_none=True)
+    return parse_options(OPTIMIZERS[section.name], values, where=f"optimizer.tables ({section.name})")
+
+
+def make_collection(
+    tables: TablesConfig,
+    encoder: Encoder,
+    optimizer: TableOptimizer | None = None,
+    *,
+    seed: int = 0,
+    max_row_norm: float | None = None,
+    allowed: Sequence[str] | None = None,
+) -> EmbeddingCollection:
+    """The collection that `[tables]` describes, over the encoder's vocabularies; optimizer None for one that is served."""
+    specs = make_specs(tables.specs, allowed)
+    collection = EmbeddingCollection(
+        encoder, specs, backend=tables.backend, optimizer=optimizer, seed=seed, sharding=tables.sharding
+    )
+    collection.max_row_norm = max_row_norm
+    return collection

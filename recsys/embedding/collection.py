@@ -1,0 +1,288 @@
+"""The embeddings of a model: a `Batch` in, one vector per row (or one per value of a list) out, for every feature.
+
+    collection = EmbeddingCollection(schema, {"ids": UnifiedTable(budget="25MiB")}, optimizer=RowWiseAdagrad(lr=0.1))
+    vectors = collection(batch)                   # {"user": [B, 32], "history": [B, 32], ...}
+    loss(vectors).backward()                      # the tables are updated here
+
+It owns the tables (what is read) and one `StoreBackend` (where it is kept; the interface and its promises stand in
+stores.py). A step goes: ids of all features, one `rows()` per table, one lookup per store, one `combine()` per table,
+pooling. The backend "plain" is the definition, the others equal it, in forward and after steps.
+
+Shapes: B rows of a batch, N values of a list column, D width of a feature's vector, P accesses of a store per id.
+"""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from features.batch import Batch, Jagged
+from features.spec import FeatureSchema, FeatureSpec
+from recsys.embedding.layout import KnowsIds, Layout, unique_stores
+from recsys.embedding.optimizers import Adam, TableOptimizer
+from recsys.embedding.pooling import pool
+from recsys.embedding.stores import PlainStores, StoreBackend, initial_weights
+from recsys.embedding.table import EmbeddingTable, Store, TableSpec, check_ids
+
+Backend = Literal["plain", "fused", "sharded"]
+Sharding = str | Mapping[str, str]
+Vectors = dict[str, Tensor | Jagged]
+Key = TypeVar("Key", bound=Hashable)
+STORES = "stores."
+
+
+class EmbeddingCollection(nn.Module):
+    """The tables of every id feature of a schema over one backend.
+
+    source: a FeatureSchema, or an Encoder, which also knows how many ids each feature has (dense tables, budgets in
+    per cent and the check of ids need that). specs: what each `table` of the schema is, none missing and none unused.
+    backend: "fused" (fbgemm, one process), "plain" (torch alone) or "sharded" (torchrec, over ranks). optimizer: how
+    `backward()` updates the tables; None leaves gradients to the caller and needs backend "plain". seed: initial values
+    are a function of it and of names, equal in all backends. sharding: "row_wise" or "table_wise", for all stores or
+    by store, backend "sharded" only.
+
+    max_row_norm (an attribute, None = off): the gradient of each looked-up row of a store is scaled down to this norm.
+    Vectors of one step belong into one call, `collection(batch, other)`: the fused and sharded backends update in the
+    backward of each call. Gradients accumulate over several backward() only in backend "plain" without an optimizer.
+    Raises ValueError naming table or feature where schema, specs, backend and optimizer do not fit together.
+    """
+
+    schema: FeatureSchema
+    stores: dict[str, Store]
+    backend: StoreBackend
+    max_row_norm: float | None
+
+    def __init__(
+        self,
+        source: FeatureSchema | KnowsIds,
+        specs: Mapping[str, TableSpec],
+        *,
+        backend: Backend = "fused",
+        optimizer: TableOptimizer | None = None,
+        seed: int = 0,
+        sharding: Sharding | None = None,
+    ) -> None:
+        _check_backend(backend, optimizer, sharding)
+        layout = Layout.build(source, specs, seed)
+        if backend == "plain":
+            kept: StoreBackend = PlainStores(layout.stores, initial_weights(layout.stores, seed), optimizer)
+        elif backend == "fused":
+            kept = _fused(layout, optimizer, seed)
+        else:
+            kept = _sharded(layout, optimizer, seed, sharding or "table_wise")
+        self._assemble(layout, kept)
+
+    def _assemble(self, layout: Layout, backend: StoreBackend) -> None:
+        super().__init__()
+        self.schema = layout.schema
+        self.tables = nn.ModuleDict(layout.tables)
+        self.backend = backend
+        self.stores = backend.stores
+        self.max_row_norm = None
+        self._tables = dict(layout.tables)
+        self._table_of = dict(layout.table_of)
+        self._specs = {spec.name: spec for spec in layout.schema.inputs}
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    @overload
+    def forward(self, batch: Batch, /) -> Vectors: ...
+    @overload
+    def forward(self, *batches: Batch) -> tuple[Vectors, ...]: ...
+    def forward(self, *batches: Batch) -> Vectors | tuple[Vectors, ...]:
+        """The vectors of every id feature that a batch holds; for several batches a tuple, looked up in one call.
+
+        `id` -> [B, D]; lists and sequences -> pooled [B, D], or with pooling "none" a Jagged of [N, D].
+        Raises ValueError naming feature and id when an id is out of range, and for a column of another kind.
+        """
+        columns = {
+            (number, name): (name, batch.features[name])
+            for number, batch in enumerate(batches)
+            for name in batch.features
+            if self._spec(name).is_id
+        }
+        found = self.lookup({key: (name, self._ids(name, column)) for key, (name, column) in columns.items()})
+        results: tuple[Vectors, ...] = tuple({} for _ in batches)
+        for (number, name), (_, column) in columns.items():
+            results[number][name] = self._shaped(name, column, found[number, name])
+        return results[0] if len(batches) == 1 else results
+
+    def lookup(self, requests: Mapping[Key, tuple[str, Tensor]]) -> dict[Key, Tensor]:
+        """Any key -> (feature, ids of any shape) becomes key -> vectors [*, D], one per id; no pooling.
+
+        All requests together are one step. Raises ValueError naming feature and id when an id is out of range.
+        """
+        for feature, ids in requests.values():
+            check_ids(ids, self._table(feature).num_embeddings, f"feature {feature!r}")
+        calls = self._calls(requests)
+        by_store: dict[str, list[Tensor]] = {}
+        for _, _, rows in calls.values():
+            for store, wanted in rows.items():
+                by_store.setdefault(store, []).append(wanted)
+        vectors = {store: iter(self._clipped(found)) for store, found in self.backend.lookup(by_store).items()}
+        found: dict[Key, Tensor] = {}
+        for name, (keys, ids, rows) in calls.items():
+            combined = self._tables[name].combine({store: next(vectors[store]) for store in rows}, ids)  # [N, D]
+            parts = [combined] if len(keys) == 1 else combined.split([requests[key][1].numel() for key in keys])
+            found |= {key: part.view(*requests[key][1].shape, part.shape[-1]) for key, part in zip(keys, parts, strict=True)}
+        return {key: found[key] for key in requests}
+
+    def _calls(
+        self, requests: Mapping[Key, tuple[str, Tensor]]
+    ) -> dict[str, tuple[list[Key], Tensor, dict[str, Tensor]]]:
+        """Per table: the keys that ask it, their ids one after the other [N], and the rows that these read."""
+        keys_of: dict[str, list[Key]] = {}
+        for key, (feature, _) in requests.items():
+            keys_of.setdefault(self._table_of[feature], []).append(key)
+        calls = {}
+        for table, keys in keys_of.items():
+            flat = [requests[key][1].flatten() for key in keys]
+            ids = flat[0] if len(flat) == 1 else torch.cat(flat)
+            calls[table] = (keys, ids, self._tables[table].rows(ids))
+        return calls
+
+    def _clipped(self, vectors: list[Tensor]) -> list[Tensor]:
+        limit = self.max_row_norm
+        if limit is not None:
+            for found in vectors:
+                if found.requires_grad:
+                    found.register_hook(lambda grad: grad * (limit / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0))
+        return vectors
+
+    def _ids(self, name: str, column: Tensor | Jagged) -> Tensor:
+        if self._specs[name].is_list != isinstance(column, Jagged):
+            raise ValueError(f"feature {name!r} is of kind {self._specs[name].kind!r}, got a {type(column).__name__}")
+        return column.values if isinstance(column, Jagged) else column
+
+    def _shaped(self, name: str, column: Tensor | Jagged, vectors: Tensor) -> Tensor | Jagged:
+        if not isinstance(column, Jagged):
+            return vectors
+        pooling = self._specs[name].pooling
+        lists = column.with_values(vectors)
+        return lists if pooling is None or pooling == "none" else pool(lists, pooling)
+
+    def _spec(self, name: str) -> FeatureSpec:
+        return self._specs.get(name) or self.schema.feature(name)
+
+    def _table(self, feature: str) -> EmbeddingTable:
+        if feature not in self._table_of:
+            raise ValueError(f"feature {feature!r} reads no table; features that do are {sorted(self._table_of)}")
+        return self._tables[self._table_of[feature]]
+
+    def embedding_dim(self, feature: str) -> int:
+        """D of a feature's vectors."""
+        return self._table(feature).embedding_dim
+
+    # -- bytes and state ----------------------------------------------------------------------------------------
+
+    def num_bytes(self) -> int:
+        """Bytes of what is served, measured on the tensors of the frozen form.
+
+        They are the stores in their true width, and the tables' own parameters and buffers.
+        """
+        tables, arrays = self._frozen_parts(self.backend.weights())
+        own = [tensor for table in tables.values() for tensor in table.state_dict().values()]
+        return sum(tensor.nbytes for tensor in [*arrays.values(), *own])
+
+    def training_bytes(self) -> int:
+        """Bytes of the stores as they lie in memory while training, padding included; this rank's part."""
+        return self.backend.training_bytes()
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of the stores' optimizer state."""
+        return self.backend.optimizer_bytes()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the stores, by "stores.<store>" and "optimizer.<store>.<name>": live tensors.
+
+        Names and shapes (the true width) are the same in every backend. The tables' dense parameters are in
+        `state_dict()`, and so are the stores' weights, under "stores.<store>".
+        """
+        return self.backend.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore `state()`; ValueError names what is missing, unknown, or of another shape."""
+        own = {name: tuple(tensor.shape) for name, tensor in self.state().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        for fault in _differences(own, given):
+            raise ValueError(f"state of the embedding tables does not fit: {fault}")
+        self.backend.load_state(state)
+
+    def freeze(self) -> "EmbeddingCollection":
+        """The serving form: a copy of the weights without padding, backend "plain", no optimizer, no gradient."""
+        tables, arrays = self._frozen_parts(self.backend.whole_weights())
+        kept = PlainStores(unique_stores(tables.values()), {name: arrays[name].clone() for name in arrays}, None)
+        frozen = EmbeddingCollection.__new__(EmbeddingCollection)
+        frozen._assemble(Layout(schema=self.schema, tables=tables, table_of=self._table_of), kept)
+        frozen.requires_grad_(False)
+        return frozen.eval()
+
+    def _frozen_parts(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, EmbeddingTable], dict[str, Tensor]]:
+        tables: dict[str, EmbeddingTable] = {}
+        arrays: dict[str, Tensor] = {}
+        for name, table in self._tables.items():
+            tables[name], own = table.freeze(weights)
+            twice = sorted(store for store in own if store in arrays and arrays[store] is not own[store])
+            if twice:
+                raise ValueError(f"table {table.name!r} freezes stores {twice} otherwise than another of their tables")
+            arrays |= own
+        return tables, arrays
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({f"{prefix}{STORES}{name}": weight for name, weight in self.backend.weights().items()})
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        metadata, strict, missing, unexpected, errors = rest
+        start = prefix + STORES
+        given = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
+        others = {key: value for key, value in state_dict.items() if not key.startswith(start)}
+        super()._load_from_state_dict(others, prefix, metadata, strict, missing, unexpected, errors)
+        missing += [start + name for name in self.stores if name not in given]
+        unexpected += [start + name for name in given if name not in self.stores] if strict else []
+        weights = self.backend.weights()
+        shared = [name for name in weights if name in given]
+        wrong = [name for name in shared if weights[name].shape != given[name].shape]
+        errors += [f"store {name!r} is {tuple(weights[name].shape)}, got {tuple(given[name].shape)}" for name in wrong]
+        with torch.no_grad():
+            for name in set(shared) - set(wrong):
+                weights[name].copy_(given[name])
+
+
+def _differences(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What keeps a given state from being this one, in words."""
+    missing = [f"{name!r} is missing" for name in own if name not in given]
+    unknown = [f"{name!r} is unknown" for name in given if name not in own]
+    common = [name for name in own if name in given]
+    wrong = [f"{name!r} has shape {given[name]}, expected {own[name]}" for name in common if own[name] != given[name]]
+    return missing + unknown + wrong
+
+
+def _check_backend(backend: str, optimizer: TableOptimizer | None, sharding: Sharding | None) -> None:
+    if backend not in ("plain", "fused", "sharded"):
+        raise ValueError(f"backend {backend!r} is none of 'plain', 'fused', 'sharded'")
+    if backend != "plain" and optimizer is None:
+        raise ValueError(f"backend {backend!r} updates its tables in backward and needs an optimizer; 'plain' does not")
+    if backend != "plain" and isinstance(optimizer, Adam):
+        raise ValueError(f"backend {backend!r} has no Adam; use SGD, Adagrad or RowWiseAdagrad, or backend 'plain'")
+    if sharding is not None and backend != "sharded":
+        raise ValueError(f"sharding = {sharding!r} is for backend 'sharded', not for {backend!r}")
+
+
+def _fused(layout: Layout, optimizer: TableOptimizer | None, seed: int) -> StoreBackend:
+    try:
+        from recsys.embedding.fused import FusedStores
+    except ImportError as error:
+        raise ValueError(f"backend 'fused' cannot be used here, backend 'plain' can: {error}") from error
+    assert optimizer is not None
+    return FusedStores(layout.stores, optimizer, seed, layout.accesses())
+
+
+def _sharded(layout: Layout, optimizer: TableOptimizer | None, seed: int, sharding: Sharding) -> StoreBackend:
+    try:
+        from recsys.embedding.sharded import ShardedStores
+    except ImportError as error:
+        raise ValueError(f"backend 'sharded' cannot be used here, backend 'plain' can: {error}") from error
+    assert optimizer is not None
+    return ShardedStores(layout.stores, optimizer, seed, sharding)

@@ -1,0 +1,151 @@
+"""Unified Embedding, or feature multiplexing: one store for all features (Coleman et al. 2023, arXiv 2305.12102).
+
+    row(t, j, x) = mix64(x + salt(t, j)) mod M          t the reader, j one of its k_t chunks, x the id
+    vector(t, x) = [ E[row(t, 0, x)], ..., E[row(t, k_t - 1, x)] ]          E: [M, d], width k_t d
+
+Different readers that meet in a row are told apart by the model, which can make their directions orthogonal; different
+ids of one reader that meet are not, and for those more chunks help: two ids are equal only if they meet in every chunk.
+
+What differs from the paper's text: salts are hashes of names (vocabulary or feature, and chunk), never positions, so
+that adding or reordering features leaves every row where it was; a salt is a 64-bit hash added to the id modulo 2^64.
+`multiplexed=False` is the twin to compare with: the same bytes, chunks and hash, but each reader in its own slice of
+M_t = max(1, round(M n_t / sum n)) rows.
+Memory: M x chunk_dim x 4 bytes, whatever the number of features.
+
+Shapes: N flat ids, k chunks of a reader, d chunk_dim, M rows of the store.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from features.vocab import hash64, mix64
+from recsys.embedding.table import (
+    EmbeddingTable,
+    Init,
+    Reader,
+    Store,
+    TableSpec,
+    Uniform,
+    known_num_embeddings,
+)
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class UnifiedTable(TableSpec):
+    """One store, named as the specification, for every feature that names it.
+
+    Give its size as `num_embeddings` (M) or as `budget`: "25MiB", "158kB", or "10%" of the bytes that collisionless
+    tables of the same widths would take. chunks: so many for every feature, instead of what the schema says for each.
+    seed: any text, changes all salts. multiplexed: False gives each vocabulary its own slice of the rows.
+
+        UnifiedTable(budget="158kB", chunk_dim=10, chunks=3)
+    """
+
+    budget: str | None = None
+    num_embeddings: int | None = Field(default=None, ge=1)
+    chunk_dim: int = Field(default=16, ge=1)
+    chunks: int | None = Field(default=None, ge=1)
+    seed: str = ""
+    multiplexed: bool = True
+    init: Init = Uniform()
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.budget is None) == (self.num_embeddings is None):
+            raise ValueError("a unified table takes exactly one of budget and num_embeddings")
+        if self.budget is not None:
+            parse_budget(self.budget)
+        return self
+
+    def build(self, name: str, readers: Sequence[Reader]) -> dict[str, EmbeddingTable]:
+        """One table per reader, all over the store `name`; ValueError when the budget is below one row per slice."""
+        total = self._total_rows(name, readers)
+        slices = {reader.name: (0, total) for reader in readers}
+        if not self.multiplexed:
+            slices = slice_rows(
+                {reader.name: known_num_embeddings(name, "unified", reader) for reader in readers}, total
+            )
+        store = Store(name=name, num_embeddings=total, embedding_dim=self.chunk_dim, init=self.init)
+        return {
+            reader.name: HashedChunks(reader, store, self._salts(reader), slices[reader.name]) for reader in readers
+        }
+
+    def _total_rows(self, name: str, readers: Sequence[Reader]) -> int:
+        """M: the given number, or the most rows that fit the budget."""
+        minimum = 1 if self.multiplexed else len(readers)
+        row_bytes = self.chunk_dim * 4
+        rows = self.num_embeddings
+        if rows is None:
+            rows = self._budget_bytes(name, readers) // row_bytes
+        if rows < minimum:
+            raise ValueError(
+                f"table {name!r}: {self.budget or f'num_embeddings = {rows}'} is too small, the minimum is "
+                f"{minimum * row_bytes}B: {minimum} rows of {self.chunk_dim} floats"
+            )
+        return rows
+
+    def _budget_bytes(self, name: str, readers: Sequence[Reader]) -> int:
+        amount, is_share = parse_budget(self.budget or "")
+        if not is_share:
+            return int(amount)
+        what = f"budget {self.budget}"
+        widths = {reader: len(self._salts(reader)) * self.chunk_dim for reader in readers}
+        return int(amount * sum(known_num_embeddings(name, what, reader) * 4 * widths[reader] for reader in readers))
+
+    def _salts(self, reader: Reader) -> list[int]:
+        count = self.chunks or reader.chunks
+        return [hash64(f"{reader.salt}#{chunk}", salt=self.seed) for chunk in range(count)]
+
+
+class HashedChunks(EmbeddingTable):
+    """The chunks of one reader, side by side, out of rows [start, start + count) of a store; any int64 is an id."""
+
+    salts: Tensor
+
+    def __init__(self, reader: Reader, store: Store, salts: Sequence[int], rows: tuple[int, int]) -> None:
+        super().__init__(reader.salt, [store], len(salts) * store.embedding_dim, reader.num_embeddings)
+        self.store = store.name
+        self.start, self.count = rows
+        self.register_buffer("salts", torch.tensor(salts, dtype=torch.int64), persistent=False)
+
+    def rows(self, ids: Tensor) -> dict[str, Tensor]:
+        """One row per chunk."""
+        rows = mix64(ids.unsqueeze(1) + self.salts, salt=0).remainder_(self.count)  # [N, k]
+        return {self.store: rows.add_(self.start) if self.start else rows}
+
+    def combine(self, vectors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+        """The chunks of each id, concatenated in their order."""
+        return vectors[self.store].flatten(1)  # [N, k d]
+
+
+def parse_budget(text: str) -> tuple[Fraction, bool]:
+    """Of "25MiB": (bytes, False); of "10%": (1/10, True). ValueError names what is accepted."""
+    match = re.fullmatch(r"([0-9]+|[0-9]*\.[0-9]+) ?(%|[A-Za-z]+)", text)
+    if match is None or match[2] not in (*UNITS, "%") or not Fraction(match[1]):
+        raise ValueError(f"budget {text!r} must be a positive number with one of %, {', '.join(UNITS)}, as in '25MiB'")
+    amount = Fraction(match[1])
+    return (amount / 100, True) if match[2] == "%" else (amount * UNITS[match[2]], False)
+
+
+def slice_rows(num_embeddings: Mapping[str, int], total: int) -> dict[str, tuple[int, int]]:
+    """(start, count) of each reader's slice: proportional to its ids, at least one row, together at most `total`.
+
+    Where rounding gives too many, the largest slices lose a row each. Slices lie in the order of the names.
+    """
+    everything = sum(num_embeddings.values())
+    counts = {name: max(1, round(total * num_embeddings[name] / everything)) for name in sorted(num_embeddings)}
+    while sum(counts.values()) > total:
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    slices: dict[str, tuple[int, int]] = {}
+    start = 0
+    for name, count in counts.items():
+        slices[name] = (start, count)
+        start += count
+    return slices

@@ -1,0 +1,50 @@
+"""DCN-V2: explicit feature crosses beside, or below, a deep network (Wang et al. 2021, "DCN V2").
+
+Shapes: B rows, W width of all inputs together, T labels.
+"""
+
+from typing import Literal
+
+import torch
+from features.encoder import Encoder
+from pydantic import Field
+from torch import Tensor, nn
+
+from features.batch import Batch
+from recsys.embedding.collection import EmbeddingCollection
+from recsys.models.interface import Ranker
+from recsys.models.layers import MLP, CrossNetwork, check_pooled, input_columns, input_width
+from recsys.models.options import RankerOptions
+
+
+class DCN(Ranker):
+    """Logits from a cross network and an MLP over x_0, all inputs side by side: vectors, pooled lists, dense numbers.
+
+    parallel: logits = w [cross(x_0), mlp(x_0)] + b. stacked: logits = w mlp(cross(x_0)) + b.
+    The low-rank and mixture-of-experts cross layers of the paper are not here; neither are BatchNorm and dropout, each
+    of which cost half a point of AUC or more on ML-1M.
+    """
+
+    class Config(RankerOptions):
+        """cross_layers: 0 leaves an MLP. hidden: widths of the MLP; () leaves the crosses alone."""
+
+        cross_layers: int = Field(default=2, ge=0)
+        hidden: tuple[int, ...] = (256, 128)
+        structure: Literal["parallel", "stacked"] = "parallel"
+
+    def __init__(self, encoder: Encoder, collection: EmbeddingCollection, config: Config) -> None:
+        super().__init__(encoder, collection, config)
+        check_pooled(self.inputs)
+        width = input_width(collection, self.inputs)
+        self.parallel = config.structure == "parallel" and bool(config.hidden)
+        self.cross = CrossNetwork(width, config.cross_layers)
+        self.deep = MLP(width, config.hidden)
+        self.head = nn.Linear(self.deep.width_out + (width if self.parallel else 0), len(self.labels))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[B], or [B, T] with several labels."""
+        x0 = torch.cat(input_columns(self.vectors(batch), batch, self.inputs), dim=1)  # [B, W]
+        crossed = self.cross(x0)
+        last = torch.cat([crossed, self.deep(x0)], dim=1) if self.parallel else self.deep(crossed)
+        logits: Tensor = self.head(last)
+        return logits.squeeze(1)

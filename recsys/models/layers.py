@@ -1,0 +1,86 @@
+"""The layers that models are made of, and how a batch's inputs become one matrix.
+
+Parameters start as torch's own initialisation gives them, from torch's global generator: build a model under a seed
+(`torch.random.fork_rng()` and `torch.manual_seed`), as the trainer's caller does.
+
+Shapes: B rows, W input width, H widths of hidden layers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from features.batch import Batch, Jagged
+from features.spec import FeatureSpec
+from recsys.embedding.collection import EmbeddingCollection
+
+
+class MLP(nn.Sequential):
+    """Fully connected layers of the given widths, each followed by ReLU; `last_linear` leaves it out after the last.
+
+    [B, W] -> [B, last width]; no widths: the identity.
+    """
+
+    def __init__(self, width: int, widths: Sequence[int], last_linear: bool = False) -> None:
+        layers: list[nn.Module] = []
+        for before, after in zip((width, *widths), widths, strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        super().__init__(*(layers[:-1] if last_linear else layers))
+        self.width_out = (width, *widths)[-1]
+
+
+class CrossNetwork(nn.Module):
+    """Cross layers x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, with the full matrix W_l of DCN-V2 (Wang et al. 2021).
+
+    [B, W] -> [B, W]; layer l adds the products of up to l + 2 inputs. Parameters: num_layers * W * (W + 1).
+    Example: W = 1, W_0 = 2, b_0 = 0 maps 3 to 3 * 6 + 3 = 21.
+    """
+
+    def __init__(self, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers))
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """All layers."""
+        x = x0
+        for layer in self.layers:
+            x = torch.addcmul(x, x0, layer(x))  # [B, W]
+        return x
+
+
+def check_pooled(inputs: Sequence[FeatureSpec]) -> None:
+    """Raise ValueError for an input that is a list of vectors per row instead of one vector."""
+    for spec in inputs:
+        if spec.pooling == "none":
+            raise ValueError(
+                f"feature {spec.name!r} has pooling 'none'; this model reads pooled lists ('sum' or 'mean')"
+            )
+
+
+def input_width(collection: EmbeddingCollection, inputs: Sequence[FeatureSpec]) -> int:
+    """W: the embedding_dim of each table-backed input, and 1 of each dense one."""
+    return sum(collection.embedding_dim(spec.name) if spec.is_id else 1 for spec in inputs)
+
+
+def input_columns(vectors: Mapping[str, Tensor | Jagged], batch: Batch, inputs: Sequence[FeatureSpec]) -> list[Tensor]:
+    """Each input as a matrix [B, its width]: the looked-up vectors, or the dense column, in the order of `inputs`."""
+    return [looked_up(vectors, spec.name) if spec.is_id else dense_column(batch, spec.name) for spec in inputs]
+
+
+def dense_column(batch: Batch, feature: str) -> Tensor:
+    """A dense feature as [B, 1]."""
+    column = batch.ids(feature)
+    if column.dim() != 1:
+        raise ValueError(
+            f"dense feature {feature!r} has shape {tuple(column.shape)}, this model takes one number a row"
+        )
+    return column[:, None]
+
+
+def looked_up(vectors: Mapping[str, Tensor | Jagged], feature: str) -> Tensor:
+    """The vectors [B, D] of a feature that has one vector a row."""
+    found = vectors[feature]
+    if not isinstance(found, Tensor):
+        raise ValueError(f"feature {feature!r} has a list of vectors per row, not one")
+    return found

@@ -1,0 +1,292 @@
+"""A run: one config trained once, in a folder of its own, from data to finished weights.
+
+    runs/<name>/config.json     the resolved config, written first; another config under this name is refused
+                run.json        the prepared data's path and hash, the stage (select, refit, finished), what was found
+                metrics.jsonl   one line per logged step and evaluation
+                checkpoints/    of each stage
+
+Training has one or two stages. `select` trains on the train split and watches a metric on the validation split. With
+`training.refit` a second pass, `refit`, trains a new model on train + validation for the number of epochs that was best.
+The test split is read by `evaluate` alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from features import storage
+from features.encoder import Encoder
+from features.prepared import Prepared, View
+from recsys.compression import make_collection, make_table_optimizer
+from recsys.config import ConfigError, RunConfig
+from recsys.evaluation.evaluate import Report, evaluate_ranking, evaluate_retrieval
+from recsys.models import make_model, model_class
+from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender
+from recsys.phases import Until
+from recsys.training import distributed
+from recsys.training.checkpoint import Checkpoints
+from recsys.training.optimizers import make_optimizer
+from recsys.training.state import load_model
+from recsys.training.trainer import Observer, Progress, Settings, Trainer
+
+Model = Ranker | Recommender
+SELECT, REFIT, FINISHED = "select", "refit", "finished"
+
+
+def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None) -> Model:
+    """The config's model with fresh weights, a function of (config, encoder) alone.
+
+    backend: another one than the config's; "plain" here is a model to evaluate, which does not train. Under several ranks "fused" means "sharded".
+    Raises ConfigError for a setting that the model or its tables do not have.
+    """
+    if issubclass(model_class(config.model.name), ClosedForm):
+        return make_model(config.model)
+    chosen = backend or config.tables.backend
+    if chosen == "fused" and distributed.world_size() > 1:
+        chosen = "sharded"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        tables = config.tables.model_copy(update={"backend": chosen})
+        optimizer = None if chosen == "plain" and backend else make_table_optimizer(config.optimizer.tables)
+        collection = make_collection(
+            tables, encoder, optimizer, seed=config.seed, max_row_norm=config.training.max_row_norm
+        )
+        return make_model(config.model, encoder, collection)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What run.json holds: the prepared data, the stage, the best number of epochs and the validation metrics there."""
+
+    prepared: str
+    data_hash: str
+    stage: str = SELECT
+    best_epoch: int = 0
+    validation: Mapping[str, float] | None = None
+    seconds: float = 0.0
+
+
+class Run:
+    """A run on disk. Make one with `create`, reach one with `open`."""
+
+    def __init__(self, folder: Path, config: RunConfig, prepared: Prepared) -> None:
+        self.folder = folder
+        self.config = config
+        self.prepared = prepared
+
+    # --- on disk ---
+
+    @staticmethod
+    def create(config: RunConfig, folder: Path, prepared: Prepared, resume: bool = False) -> "Run":
+        """A new run, or with `resume` (or when it is finished) the one that is there, if its config is the same.
+
+        Raises ConfigError when the folder belongs to another config or other data, or holds an unfinished run and
+        `resume` is not given.
+        """
+        run = Run(folder, config, prepared)
+        if not (folder / "config.json").exists():
+            run._write_new()
+            return run
+        run._check_same()
+        if run.state.stage != FINISHED and not resume:
+            raise ConfigError(f"{folder} holds an unfinished run; continue it with --resume or choose another --name")
+        return run
+
+    @staticmethod
+    def open(folder: str | Path) -> "Run":
+        """The run of that folder. Raises ConfigError when there is none, or when its prepared data is gone or changed."""
+        folder = Path(folder)
+        if not (folder / "config.json").exists():
+            raise ConfigError(
+                f"{folder} is not a run (it has no config.json); `recsys train CONFIG` makes one in runs/"
+            )
+        config = RunConfig.from_json((folder / "config.json").read_text())
+        state = RunState(**json.loads((folder / "run.json").read_text()))
+        prepared = Prepared.open(state.prepared)
+        if prepared.content_hash != state.data_hash:
+            raise ConfigError(f"{state.prepared} changed since {folder} was trained; prepare it again")
+        return Run(folder, config, prepared)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def state(self) -> RunState:
+        """What run.json says now."""
+        return RunState(**json.loads((self.folder / "run.json").read_text()))
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended."""
+        return self.state.stage == FINISHED
+
+    def _write_new(self) -> None:
+        state = RunState(prepared=str(self.prepared.path.resolve()), data_hash=self.prepared.content_hash)
+        if distributed.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_state(state)
+            storage.write_text(self.folder / "config.json", self.config.to_json())
+        distributed.barrier()
+
+    def _write_state(self, state: RunState) -> None:
+        if distributed.rank() == 0:
+            storage.write_json(self.folder / "run.json", vars(state))
+        distributed.barrier()
+
+    def _check_same(self) -> None:
+        there = RunConfig.from_json((self.folder / "config.json").read_text())
+        if there.content_hash != self.config.content_hash:
+            came, accepted = self.config.content_hash[:12], there.content_hash[:12]
+            raise ConfigError(f"{self.folder} belongs to config {accepted}, this is {came}; choose another --name")
+        if self.state.data_hash != self.prepared.content_hash:
+            raise ConfigError(f"{self.folder} was started on other prepared data; choose another --name")
+
+    # --- training ---
+
+    def train(self, observers: Sequence[Observer] = ()) -> Model:
+        """Train to the end from where the run stands, and return the finished model; Interrupted after a signal."""
+        _set_threads(self.config.training.threads)
+        model = build_model(self.config, self.prepared.encoder)
+        if isinstance(model, ClosedForm):
+            return self._fit_closed_form(model)
+        if self.state.stage == SELECT:
+            self._select(model, observers)
+        if self.state.stage == REFIT:
+            model = build_model(self.config, self.prepared.encoder)
+            self._refit(model, observers)
+        return self.model() if distributed.world_size() == 1 else model
+
+    def _select(self, model: Model, observers: Sequence[Observer]) -> None:
+        view = self.prepared.view("train")
+        training = self.config.training
+        until = Until(max_epochs=training.max_epochs, patience=training.patience or None)
+        trainer = self._trainer(SELECT, model, view, until, observers)
+        if "validation" in self.prepared.splits:
+            trainer.evaluate = lambda: self._validate(model, view)
+        progress = trainer.fit()
+        epochs = progress.best_epoch or training.max_epochs
+        self._finish_stage(REFIT if training.refit else FINISHED, progress, epochs)
+
+    def _refit(self, model: Model, observers: Sequence[Observer]) -> None:
+        view = self.prepared.view("train", "validation")
+        until = Until(max_epochs=self.state.best_epoch)
+        progress = self._trainer(REFIT, model, view, until, observers).fit()
+        self._finish_stage(FINISHED, progress, self.state.best_epoch)
+
+    def _finish_stage(self, stage: str, progress: Progress, epochs: int) -> None:
+        best = [record for record in progress.history if record["epoch"] == epochs]
+        before = self.state
+        self._write_state(
+            RunState(
+                prepared=before.prepared,
+                data_hash=before.data_hash,
+                stage=stage,
+                best_epoch=epochs,
+                validation=dict(best[-1]) if best else before.validation,
+                seconds=before.seconds + progress.seconds,
+            )
+        )
+
+    def _trainer(
+        self, stage: str, model: Model, view: View, until: Until, observers: Sequence[Observer]
+    ) -> Trainer:  # fmt: skip
+        assert isinstance(model, nn.Module)
+        config = self.config
+        phase_settings = PhaseSettings(
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            until=until,
+            make_optimizer=lambda parameters: make_optimizer(config.optimizer.dense, parameters),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            gather=distributed.gather_rows,
+        )
+        settings = Settings(
+            seed=config.seed,
+            metric=self.metric,
+            evaluate_every=config.training.evaluate_every,
+            clip_norm=config.training.clip_norm,
+            checkpoint_every_s=config.training.checkpoint_every_s,
+            keep_best=stage == SELECT and not config.training.refit,
+            fingerprint=f"{config.content_hash}-{self.prepared.content_hash}-{stage}",
+        )
+        phases = model.phases(view, phase_settings)  # type: ignore[operator]
+        return Trainer(model, phases, self._checkpoints(stage), settings, observers=observers)
+
+    def _checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints" / stage)
+
+    def _fit_closed_form(self, model: ClosedForm) -> ClosedForm:
+        """Closed-form models are computed on train + validation at once; nothing is chosen."""
+        model.fit(self.seen_before("test").interactions())
+        self._checkpoints(SELECT).save(model.tensors(), {}, tag="last")
+        self._finish_stage(FINISHED, Progress(), 0)
+        return model
+
+    # --- evaluation ---
+
+    @property
+    def metric(self) -> str:
+        """The metric that early stopping watches."""
+        default = "auc" if self.is_ranking else f"recall@{self.config.evaluation.k[0]}"
+        return self.config.training.metric or default
+
+    @property
+    def is_ranking(self) -> bool:
+        """Whether the run scores rows (a click model) rather than retrieves from a catalogue."""
+        return self.prepared.is_ranking
+
+    def seen_before(self, split: str) -> View:
+        """What is known before a split: train for validation, train and validation for test."""
+        known = ("train",) if split == "validation" else ("train", "validation")
+        return self.prepared.view(*(name for name in known if name in self.prepared.splits))
+
+    def model(self) -> Model:
+        """The finished model, in one process, on the plain backend, in eval mode."""
+        if not self.finished:
+            raise ConfigError(f"{self.folder} is not finished; continue it with `recsys train CONFIG --resume`")
+        model = build_model(self.config, self.prepared.encoder, backend="plain")
+        if isinstance(model, ClosedForm):
+            model.load_tensors(self._checkpoints(SELECT).load("last")[0])
+            return model
+        stage = REFIT if self.config.training.refit else SELECT
+        checkpoints = self._checkpoints(stage)
+        assert isinstance(model, nn.Module)
+        load_model(model, checkpoints, "best" if stage == SELECT and checkpoints.exists("best") else "last")
+        model.eval()
+        return model
+
+    def evaluate(self, split: str = "test", model: Model | None = None) -> Report:
+        """Score the finished model on a split; the report is also written into the run's folder."""
+        report = self._report(split, model or self.model(), self.seen_before(split))
+        report.save(self.folder / "reports" / split)
+        return report
+
+    def _validate(self, model: Model, view: View) -> Mapping[str, float]:
+        return self._report("validation", model, view).metrics
+
+    def _report(self, split: str, model: Model, known: View) -> Report:
+        evaluation = self.config.evaluation
+        if isinstance(model, Ranker):
+            loader = self.prepared.view(split).loader(evaluation.batch_size, seed=0, shuffle=False)
+            return evaluate_ranking(model, loader, split=split, config_hash=self.config.content_hash)
+        return evaluate_retrieval(model, known, split=split, ks=evaluation.k, config_hash=self.config.content_hash)
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """What a person wants to know of a run, for JSON and tables."""
+    state = run.state
+    return {"run": str(run.folder), "model": run.config.model.name, "stage": state.stage, "best_epoch": state.best_epoch,
+            "validation": state.validation, "seconds": round(state.seconds, 1)}  # fmt: skip

@@ -1,0 +1,81 @@
+"""What a checkpoint holds of a model and its optimizers, by name: the same names in every backend and at any number of ranks.
+
+model.<name>                    parameters and buffers of the dense part, and model.<...>.stores.<store>
+tables.<...>.optimizer.<store>  state of a store's optimizer
+dense.<name>.<state>            state of the dense optimizer for a parameter
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recsys.embedding.collection import EmbeddingCollection
+from recsys.phases import Phase
+from recsys.training.checkpoint import Checkpoints
+
+MODEL, TABLES, DENSE = "model.", "tables.", "dense."
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The live tensors of the model: parameters, buffers and the stores of its collections."""
+    return {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def table_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The live optimizer state of the stores of every collection in the model."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, EmbeddingCollection):
+            state = module.state().items()
+            found |= {f"{TABLES}{prefix}.{key}": tensor for key, tensor in state if key.startswith("optimizer.")}
+    return found
+
+
+def dense_tensors(model: nn.Module, phases: Sequence[Phase]) -> dict[str, Tensor]:
+    """The state of the phases' optimizers, by parameter name; numbers as 0-dim tensors."""
+    found: dict[str, Tensor] = {}
+    for name, parameter, optimizer in _optimized(model, phases):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{DENSE}{name}.{key}"] = torch.as_tensor(value)
+    return found
+
+
+def load_model(model: nn.Module, checkpoints: Checkpoints, tag: str) -> None:
+    """Overwrite the model with the weights saved under a tag; ValueError names what does not fit."""
+    checkpoints.load(tag, into=model_tensors(model), prefix=MODEL)
+
+
+def load_training(model: nn.Module, phases: Sequence[Phase], checkpoints: Checkpoints, tag: str) -> None:
+    """Overwrite the model and the state of all its optimizers."""
+    load_model(model, checkpoints, tag)
+    checkpoints.load(tag, into=table_tensors(model), prefix=TABLES)
+    _load_dense(model, phases, checkpoints.load(tag, prefix=DENSE))
+
+
+def _load_dense(model: nn.Module, phases: Sequence[Phase], saved: Mapping[str, Tensor]) -> None:
+    for name, parameter, optimizer in _optimized(model, phases):
+        start = f"{DENSE}{name}."
+        state = {key.removeprefix(start): tensor for key, tensor in saved.items() if key.startswith(start)}
+        if state:
+            optimizer.state[parameter] = {key: _placed(tensor, parameter) for key, tensor in state.items()}
+
+
+def _placed(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """State of the parameter's shape lies where the parameter lies; step counts stay on the CPU, as torch keeps them."""
+    return tensor.to(parameter.device) if tensor.dim() else tensor
+
+
+def _optimized(
+    model: nn.Module, phases: Sequence[Phase]
+) -> list[tuple[str, nn.Parameter, torch.optim.Optimizer]]:  # fmt: skip
+    """Every optimized parameter with its name in the model; with several optimizers for one, the name tells them apart."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    distinct = {
+        id(optimizer): (number, optimizer) for number, phase in enumerate(phases) for optimizer in phase.optimizers
+    }
+    found = []
+    for number, optimizer in distinct.values():
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            found.append((f"{number}.{names[id(parameter)]}", parameter, optimizer))
+    return found

@@ -1,0 +1,284 @@
+"""The only training loop: it steps phases, watches a validation metric, checkpoints, resumes, and knows no model by name.
+
+One process or many: a rank's loss is W * sum(w_i * loss_i) / (sum of w over all ranks), gradients of the dense part are
+averaged over ranks, and the tables divide theirs by W, so that the sum over ranks is the weighted mean of the global batch.
+
+A run that is resumed equals one that never stopped: data order and every random draw are functions of
+(seed, phase, epoch, global batch), and the rest is in the checkpoint.
+
+Shapes: B rows of this rank's part of a global batch; W ranks.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from features.batch import Batch
+from recsys.phases import Phase, Step
+from recsys.training import distributed
+from recsys.training.checkpoint import Checkpoints
+from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, table_tensors
+
+Evaluate = Callable[[], Mapping[str, float]]
+
+LOWER_IS_BETTER = ("logloss", "loss")
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (SIGTERM or SIGINT); a checkpoint of the last finished step has been written."""
+
+
+class Observer(Protocol):
+    """Who watches the training: a progress bar, a log."""
+
+    def on_step(self, progress: "Progress", total_batches: int, loss: float, rows: int) -> None:
+        """A step is done; `rows` is the size of this rank's part."""
+
+    def on_evaluation(self, progress: "Progress", metrics: Mapping[str, float], best: bool) -> None:
+        """A validation is done; best says whether it is the best so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train: seed, the watched metric, epochs between evaluations, clipping, and seconds between checkpoints.
+
+    keep_best: the model ends with the weights of its best evaluation rather than the last.
+    fingerprint: goes into checkpoints (config hash and the like); one that differs is refused on resuming.
+    """
+
+    seed: int
+    metric: str = ""
+    evaluate_every: int = 1
+    clip_norm: float | None = None
+    checkpoint_every_s: float = 60.0
+    keep_best: bool = True
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. phase: index of the phase; batch: next global batch of `epoch`; seconds: time in training.
+
+    best, best_epoch, since_best: the best validation metric, the number of epochs after which it was reached, and the
+    evaluations since. done: nothing is left.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = 0
+    since_best: int = 0
+    evaluated: bool = False
+    done: bool = False
+    history: tuple[Mapping[str, float], ...] = field(default=())
+
+
+class Trainer:
+    """Runs phases over a model. `fit()` goes from the last checkpoint, if there is one, to the end.
+
+    model: every parameter and table of it is checkpointed. evaluate: validation metrics of the model as it stands (called
+    on all ranks, must return the same on all), or None for training without validation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        phases: Sequence[Phase],
+        checkpoints: Checkpoints,
+        settings: Settings,
+        evaluate: Evaluate | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.model = model
+        self.phases = tuple(phases)
+        self.checkpoints = checkpoints
+        self.settings = settings
+        self.evaluate = evaluate
+        self.observers = tuple(observers)
+        self.progress = Progress()
+        self._saved_at = time.monotonic()
+        self._stop_asked = False
+
+    def fit(self) -> Progress:
+        """Train to the end. Raises Interrupted after a signal, ValueError when the loss is not finite."""
+        self.restore()
+        with self._signals():
+            while not self.progress.done:
+                self._run_phase(self.phases[self.progress.phase])
+        if self.settings.keep_best and self.checkpoints.exists("best"):
+            load_model(self.model, self.checkpoints, "best")
+        return self.progress
+
+    def restore(self) -> None:
+        """Continue from the checkpoint `last`; a checkpoint of another config is refused with both hashes."""
+        if not self.checkpoints.exists("last"):
+            self._advance(done=not self.phases)
+            return
+        meta = self.checkpoints.meta("last")
+        self._check_fingerprint(meta)
+        load_training(self.model, self.phases, self.checkpoints, "last")
+        self.progress = Progress(**{**meta["progress"], "history": tuple(meta["progress"]["history"])})
+
+    # --- phases and epochs ---
+
+    def _run_phase(self, phase: Phase) -> None:
+        while self.progress.epoch < phase.until.max_epochs and not self._out_of_patience(phase):
+            if not self.progress.evaluated:
+                self._run_epoch(phase)
+                self._end_of_epoch(phase)
+            self._advance(epoch=self.progress.epoch + 1, batch=0, evaluated=False)
+        if phase.on_end is not None:
+            phase.on_end()
+        after = self.progress.phase + 1
+        fresh = Progress(phase=after, step=self.progress.step, seconds=self.progress.seconds)
+        ended = after == len(self.phases)
+        self.progress = replace(self.progress, done=True) if ended else fresh
+        self.save()
+
+    def _run_epoch(self, phase: Phase) -> None:
+        self.model.train()
+        batches = phase.batches(self.progress.epoch, self.progress.batch)
+        for batch, position in batches:
+            self._timed_step(phase, batch, position)
+
+    def _timed_step(self, phase: Phase, batch: Batch, position: int) -> None:
+        started = time.monotonic()
+        step = Step(
+            seed=self.settings.seed, phase=phase.name, epoch=self.progress.epoch, index=self.progress.batch
+        )  # fmt: skip
+        loss, stop, save = self._step(phase, batch, step)
+        seconds = self.progress.seconds + time.monotonic() - started
+        self._advance(batch=position, step=self.progress.step + 1, seconds=seconds)
+        for observer in self.observers:
+            observer.on_step(self.progress, phase.num_batches, loss, len(batch))
+        if stop or save:
+            self.save()
+        if stop:
+            raise Interrupted("stopped by a signal; the last finished step is in the checkpoint")
+
+    def _end_of_epoch(self, phase: Phase) -> None:
+        """Evaluate when it is due, and note in the checkpoint that this epoch has been evaluated."""
+        epochs = self.progress.epoch + 1
+        due = epochs % self.settings.evaluate_every == 0 or epochs == phase.until.max_epochs
+        if self.evaluate is None or not due:
+            return
+        self.model.eval()
+        with torch.no_grad():
+            metrics = dict(self.evaluate())
+        better = self._is_better(metrics)
+        record = {"phase": float(self.progress.phase), "epoch": float(epochs), **metrics}
+        self._advance(history=(*self.progress.history, record), evaluated=True)
+        if better:
+            self._advance(best=metrics[self.settings.metric], best_epoch=epochs, since_best=0)
+            if self.settings.keep_best:
+                self.save("best")
+        else:
+            self._advance(since_best=self.progress.since_best + 1)
+        self.save()
+        for observer in self.observers:
+            observer.on_evaluation(self.progress, metrics, better)
+
+    def _is_better(self, metrics: Mapping[str, float]) -> bool:
+        if self.settings.metric not in metrics:
+            raise ValueError(f"metric {self.settings.metric!r} is not among the validation metrics {sorted(metrics)}")
+        value, best = metrics[self.settings.metric], self.progress.best
+        sign = -1.0 if self.settings.metric in LOWER_IS_BETTER else 1.0
+        return best is None or sign * value > sign * best
+
+    def _out_of_patience(self, phase: Phase) -> bool:
+        patience = phase.until.patience
+        return patience is not None and self.progress.since_best >= patience and not self.progress.evaluated
+
+    # --- one step ---
+
+    def _step(self, phase: Phase, batch: Batch, step: Step) -> tuple[float, bool, bool]:
+        """One update; returns the global mean loss, and whether all ranks agree to stop or to save."""
+        torch.manual_seed(step.generator().initial_seed())  # dropout of a user's layers: the same after resuming
+        for optimizer in phase.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        weights = batch.row_weights()
+        losses = phase.loss(batch, step)  # [B]
+        if losses.shape != weights.shape:
+            raise ValueError(f"phase {phase.name!r}: loss has shape {tuple(losses.shape)}, one per row is {len(batch)}")
+        local = (losses * weights).sum()
+        weight, total, stop, save = self._agree(weights.sum(), local.detach())
+        self._check_finite(total / weight, phase, step)
+        objective = local * (distributed.world_size() / weight)
+        if phase.penalty is not None:
+            objective = objective + phase.penalty(batch, step)
+        objective.backward()  # type: ignore[no-untyped-call]
+        self._update_dense(phase)
+        return total / weight, stop, save
+
+    def _update_dense(self, phase: Phase) -> None:
+        parameters = [p for optimizer in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
+        distributed.average_gradients(parameters)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        for optimizer in phase.optimizers:
+            optimizer.step()
+
+    def _agree(self, weight: Tensor, total: Tensor) -> tuple[float, float, bool, bool]:
+        """Sum weight and loss over ranks; stop if any rank was asked to, save when rank 0's clock says so."""
+        due = distributed.rank() == 0 and time.monotonic() - self._saved_at >= self.settings.checkpoint_every_s
+        flags = torch.tensor([float(self._stop_asked), float(due)], dtype=torch.float64, device=weight.device)
+        sums = distributed.all_reduce_sum(torch.cat([torch.stack([weight, total]).double(), flags]))
+        weight_sum, total_sum, stop, save = sums.tolist()
+        return max(weight_sum, 1e-30), total_sum, stop > 0, save > 0
+
+    def _check_finite(self, loss: float, phase: Phase, step: Step) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise ValueError(
+                f"the loss is {loss} in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for a too high "
+                "learning rate or for NaN in the features; the checkpoint before it is kept"
+            )
+
+    # --- state ---
+
+    def save(self, tag: str = "last") -> None:
+        """Write a checkpoint of everything (tag "last") or of the model alone ("best")."""
+        tensors = model_tensors(self.model)
+        if tag == "last":
+            tensors |= table_tensors(self.model) | dense_tensors(self.model, self.phases)
+        meta = {
+            "progress": asdict(self.progress),
+            "fingerprint": self.settings.fingerprint,
+            "threads": torch.get_num_threads(),
+            "world_size": distributed.world_size(),
+        }
+        self.checkpoints.save(tensors, meta, tag=tag)
+        self._saved_at = time.monotonic()
+
+    def _check_fingerprint(self, meta: Mapping[str, Any]) -> None:
+        came = meta["fingerprint"]
+        if came != self.settings.fingerprint:
+            raise ValueError(
+                f"the checkpoint in {self.checkpoints.folder} belongs to config {came[:12]}, "
+                f"this run has {self.settings.fingerprint[:12]}; use another run name"
+            )
+
+    def _advance(self, **changes: Any) -> None:
+        self.progress = replace(self.progress, **changes)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """While training, SIGTERM and SIGINT ask for a checkpoint after the step in hand."""
+
+        def ask(_signal: int, _frame: object) -> None:
+            self._stop_asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

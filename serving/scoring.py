@@ -1,0 +1,121 @@
+"""Probabilities for the rows of one request: the ranker's part of the pipeline.
+
+Shapes: B rows, T tasks.
+"""
+
+import numpy as np
+from torch import Tensor
+
+from features.batch import Batch
+from recsys.components import RankerPart
+from serving.deadline import Deadline
+from serving.errors import InvalidArgumentError
+from serving.inputs import (
+    Inputs,
+    Positions,
+    Subject,
+    broadcast,
+    catalogue_of,
+    entity_features,
+    positions_of,
+    subject_of,
+)
+from serving.queries import Limits, RankingInfo, Scored, ScoreQuery
+
+
+class Scoring:
+    """Answers ScoreQuery from the ranker part of a bundle."""
+
+    def __init__(self, part: RankerPart, limits: Limits) -> None:
+        self._part = part
+        self._limits = limits
+        self._schema = part.entities.encoder.schema
+        self._inputs = Inputs(part.entities, part.model.inputs)
+        self._columns = [spec.name for spec in self._schema.features]
+
+    @property
+    def info(self) -> RankingInfo:
+        """What can be asked."""
+        return RankingInfo(
+            model=self._part.name,
+            catalogue=catalogue_of(self._part.entities),
+            features=tuple(self._columns),
+            tasks=tuple(self._part.model.labels),
+        )
+
+    def answer(self, query: ScoreQuery, deadline: Deadline) -> Scored:
+        """The probabilities; InvalidArgumentError for what cannot be answered, DeadlineExpiredError between stages."""
+        num = self._num_rows(query)
+        subject = subject_of(self._part.entities, query.user, query.history, self._limits.history)
+        users, items = self._users(query, subject), self._items(query)
+        deadline.check("features")
+        batch = self._batch(query, users, items, subject, num)
+        deadline.check("scores")
+        logits: Tensor = self._part.model.logits(batch)
+        return Scored(
+            scores=logits.sigmoid().reshape(num, -1).numpy(),
+            tasks=tuple(self._part.model.labels),
+            user_known=bool((users >= 0).all()),
+            unknown_item_ids=int((items < 0).sum()) if query.items is not None else 0,
+            unknown_history_ids=subject.unknown_history_ids,
+            unread_history_ids=self._inputs.unread(subject),
+        )
+
+    def _num_rows(self, query: ScoreQuery) -> int:
+        """B: as many as there are items, or as the longest column has."""
+        lengths = {f"columns[{name}]": len(column) for name, column in query.columns.items()}
+        if query.items is not None:
+            lengths["items"] = len(query.items)
+        num = max(lengths.values(), default=0)
+        if not 1 <= num <= self._limits.rows:
+            field = "items" if query.items is not None else "columns"
+            raise InvalidArgumentError.got(field, f"{num} rows", f"1 to {self._limits.rows}")
+        for field, length in lengths.items():
+            if length not in (1, num):
+                raise InvalidArgumentError.got(field, f"{length} rows", f"1 or {num}, as the longest column has")
+        return num
+
+    def _users(self, query: ScoreQuery, subject: Subject) -> Positions:
+        """The user of all rows [1], or of each row [B] when the user's id is given as a column."""
+        column = query.columns.get(self._schema.user)
+        if column is not None and query.user is not None:
+            raise InvalidArgumentError("user", f"is given twice, accepted: here or as column {self._schema.user!r}")
+        users = self._part.entities.users
+        if column is None or users is None:
+            return np.array([subject.user])
+        return positions_of(users.table, column, f"columns[{self._schema.user}]")
+
+    def _items(self, query: ScoreQuery) -> Positions:
+        """The items of the rows, [B] or [1]."""
+        column = query.columns.get(self._schema.item)
+        if column is not None and query.items is not None:
+            raise InvalidArgumentError("items", f"are given twice, accepted: here or as column {self._schema.item!r}")
+        ids, field = (column, f"columns[{self._schema.item}]") if query.items is None else (query.items, "items")
+        if self._part.entities.items is None:
+            if query.items is not None:
+                raise InvalidArgumentError(
+                    "items", f"the bundle has no table of items, accepted: columns {self._columns}"
+                )
+            return np.full(1, -1)
+        if ids is None:
+            self._check_items_described(query)
+            return np.full(1, -1)
+        return positions_of(self._part.entities.items, ids, field)
+
+    def _check_items_described(self, query: ScoreQuery) -> None:
+        """Without ids of items, every feature of items that the model reads must be a column."""
+        for name in entity_features(self._schema, "item"):
+            if name in self._inputs.names and name not in query.columns:
+                raise InvalidArgumentError("items", f"got none, accepted: ids of items, or a column for {name!r}")
+
+    def _batch(self, query: ScoreQuery, users: Positions, items: Positions, subject: Subject, num: int) -> Batch:
+        """The rows [B]: what the bundle holds for users and items, and before it the columns of the request."""
+        inputs = self._inputs
+        given = inputs.encoded(query.columns, "columns", self._columns)
+        columns = inputs.of_users(users) | inputs.of_items(items) | inputs.sequences(users, subject.history) | given
+        for name in inputs.names:
+            if name not in columns:
+                raise InvalidArgumentError(
+                    f"columns[{name}]", "got none, accepted: a value for each row, or one for all"
+                )
+        return Batch(features=broadcast(columns, num))

@@ -1,0 +1,152 @@
+"""Time of a training step of the tables: our fused collection, the bare fbgemm op, and torch's EmbeddingBag.
+
+    python tests/bench/bench_tables.py [--rows 1000000] [--tables 8 26] [--batch 4096] [--dim 64] [--repeats 20]
+
+A step is forward, backward and update with one id per feature and row. One thread; the candidates are interleaved and
+the least CPU time of each counts; what is judged is the ratios. The multiplexed line reads --chunks pieces per
+feature out of one store, its peer is the bare op on the same number of accesses of that width.
+Memory: each line holds rows x tables x dim floats, EmbeddingBag with Adagrad twice that.
+"""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    BoundsCheckMode,
+    ComputeDevice,
+    EmbeddingLocation,
+    OptimType,
+    PoolingMode,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from features.batch import Batch
+from features.spec import FeatureSchema, FeatureSpec
+from recsys.embedding import DenseTable, EmbeddingCollection, RowWiseAdagrad, TableSpec, UnifiedTable
+
+Step = Callable[[], None]
+
+
+class Ids:
+    """An encoder's answers for features f0, f1, ... of `rows` ids each."""
+
+    def __init__(self, tables: int, rows: int, chunks: int = 1) -> None:
+        features = tuple(FeatureSpec(name=f"f{t}", table="ids", chunks=chunks) for t in range(tables))
+        self.schema = FeatureSchema(name="bench", features=features)
+        self.rows = rows
+
+    def num_embeddings(self, feature: str) -> int:
+        """The same for each."""
+        return self.rows
+
+    def counts(self, feature: str) -> Tensor:
+        """Unknown here, all one."""
+        return torch.ones(1, dtype=torch.int64).expand(self.rows)
+
+
+def fused_step(ids: Ids, spec: TableSpec, columns: Mapping[str, Tensor], grads: list[Tensor]) -> Step:
+    """What users get: a batch through the collection."""
+    collection = EmbeddingCollection(ids, {"ids": spec}, optimizer=RowWiseAdagrad(lr=0.01))
+    batch = Batch(features=columns)
+    return lambda: torch.autograd.backward(list(collection(batch).values()), grads)
+
+
+def bare_step(rows: list[int], dim: int, indices: Tensor, grad: Tensor) -> Step:
+    """The op by itself, its inputs ready: one table per entry of `rows`, one id per bag."""
+    op = SplitTableBatchedEmbeddingBagsCodegen(
+        [(count, dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for count in rows],
+        optimizer=OptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=0.01,
+        eps=1e-8,
+        pooling_mode=PoolingMode.SUM,
+        bounds_check_mode=BoundsCheckMode.NONE,
+        device=torch.device("cpu"),
+    )
+    offsets = torch.arange(len(indices) + 1)
+    return lambda: op(indices, offsets).backward(grad)
+
+
+def bags_step(rows: int, dim: int, columns: Mapping[str, Tensor], grads: list[Tensor]) -> Step:
+    """What torch alone offers: a bag per feature, sparse gradients, Adagrad."""
+    bags = [nn.EmbeddingBag(rows, dim, mode="sum", sparse=True) for _ in columns]
+    optimizer = torch.optim.Adagrad([bag.weight for bag in bags], lr=0.01)
+    offsets = torch.arange(len(grads[0]))
+
+    def step() -> None:
+        vectors = [bag(column, offsets) for bag, column in zip(bags, columns.values(), strict=True)]
+        torch.autograd.backward(vectors, grads)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def least_ms(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """CPU milliseconds of the fastest run of each, in turns."""
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            best[name] = min(best[name], (time.process_time() - start) * 1e3)
+    return best
+
+
+def report(title: str, steps: Mapping[str, Step], repeats: int) -> None:
+    """One line per candidate with its ratio to the first."""
+    best = least_ms(steps, repeats)
+    first = next(iter(best.values()))
+    print(title)
+    for name, milliseconds in best.items():
+        print(f"  {name:<42} {milliseconds:9.2f} ms  {milliseconds / first:6.2f}x")
+
+
+def run(tables: int, settings: argparse.Namespace) -> None:
+    """Both comparisons for one number of tables."""
+    rows, dim, size, chunks = settings.rows, settings.dim, settings.batch, settings.chunks
+    generator = torch.Generator().manual_seed(0)
+    columns = {f"f{t}": torch.randint(rows, (size,), generator=generator) for t in range(tables)}
+    grads = [torch.randn(size, dim, generator=generator) * 1e-3 for _ in range(tables)]
+    shape = f"{tables} tables of {rows:,} x {dim}, batch {size}"
+    steps = {
+        "bare fbgemm op": bare_step([rows] * tables, dim, torch.cat(list(columns.values())), torch.cat(grads, 1)),
+        "fused collection": fused_step(Ids(tables, rows), DenseTable(embedding_dim=dim), columns, grads),
+        "EmbeddingBag(sparse) and Adagrad": bags_step(rows, dim, columns, grads),
+    }
+    report(shape, steps, settings.repeats)
+    del steps
+    gc.collect()
+    total, accesses = rows * tables // 2, tables * size * chunks
+    indices = torch.randint(total, (accesses,), generator=generator)
+    flat = torch.cat(grads).view(accesses, dim // chunks)
+    unified = UnifiedTable(num_embeddings=total, chunk_dim=dim // chunks)
+    steps = {
+        f"bare op, {accesses:,} accesses": bare_step([total], dim // chunks, indices, flat),
+        f"multiplexed, {chunks} chunks of {dim // chunks}": fused_step(
+            Ids(tables, rows, chunks), unified, columns, grads
+        ),
+    }
+    report(f"{shape}, one store of {total:,} rows", steps, settings.repeats)
+
+
+def main() -> None:
+    """Read the flags, run every number of tables."""
+    parser = argparse.ArgumentParser(description="Time of a training step of embedding tables, as ratios")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows per table")
+    parser.add_argument("--tables", type=int, nargs="+", default=[8, 26])
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=20)
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    for tables in settings.tables:
+        run(tables, settings)
+
+
+if __name__ == "__main__":
+    main()
