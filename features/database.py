@@ -1,7 +1,8 @@
-"""The embedded database that prepares logs: Ibis expressions in, tables on disk and Arrow batches out, in bounded memory.
+"""The embedded database that prepares logs: Ibis expressions in, tables on disk and Arrow batches out.
 
-A `Database` lives in one folder, keeps its tables there and spills there; it is thrown away when preparing ends. It
-knows nothing of logs, features or splits. Rows come back in the order in which they were stored.
+A `Database` lives in one folder, keeps its tables there, holds at most a given amount of memory and spills the rest
+beside them; it is thrown away when preparing ends. It knows nothing of logs, features or splits. Rows come back in the
+order in which they were stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ BATCH_ROWS = 65_536
 
 
 @ibis.udf.scalar.builtin(name="recsys_mix64")  # type: ignore[untyped-decorator]
-def mix64_column(ids: int, salt: int) -> int:
+def mix64_column(ids: int, salt: int) -> int:  # type: ignore[empty-body]
     """`vocab.mix64` inside an expression: the same numbers as in numpy and torch (int64 bit patterns)."""
 
 
@@ -60,6 +61,11 @@ class Database:
         """Evaluate an expression once, into a new table on disk."""
         self.run(f"CREATE TABLE {quoted(name)} AS {self.sql(expression)}")
         return self.table(name)
+
+    def drop(self, *names: str) -> None:
+        """Remove tables that are no longer read; their space on disk is used again."""
+        for name in names:
+            self.run(f"DROP TABLE IF EXISTS {quoted(name)}")
 
     def store_arrow(self, name: str, rows: pa.Table | pa.RecordBatchReader) -> ir.Table:
         """Copy Arrow rows, whole or streamed, into a new table on disk."""
@@ -127,5 +133,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _mix64(ids: pa.ChunkedArray, salt: pa.ChunkedArray) -> pa.Array:
-    mixed: Any = mix64(np.asarray(ids, dtype=np.int64), int(salt[0].as_py()))
-    return pa.array(np.asarray(mixed).view(np.int64))
+    if not len(ids):
+        return pa.array([], pa.int64())
+    return pa.array(mix64(np.asarray(ids, dtype=np.int64), int(salt[0].as_py())))

@@ -232,7 +232,9 @@ class Encoder:
         vocabulary = self.vocabularies[source.vocabulary]
         if not vocabulary.accepts(ids):
             place = int(np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))[0])
-            refuse(place, f"vocabulary {vocabulary.name!r} holds {'integers' if vocabulary.holds_integers else 'texts'}")
+            refuse(
+                place, f"vocabulary {vocabulary.name!r} holds {'integers' if vocabulary.holds_integers else 'texts'}"
+            )
         rows = vocabulary.find(ids)
         unseen = np.flatnonzero(rows < 0)
         if len(unseen) and source.unseen == "refuse":

@@ -26,6 +26,7 @@ from features.batch import Batch, Jagged, concat
 from features.encoder import Encoder
 from features.raw_ids import IdIndex, Ids, arrow_ids, id_numpy, sorted_counts
 from features.spec import FeatureSchema, FeatureSpec
+from features.vocab import Vocabulary, hash_ids
 
 FORMAT = 1
 ATTRIBUTES, FEATURES, RECORD = "attributes.parquet", "features.safetensors", "entity.json"
@@ -75,15 +76,14 @@ class EntityTable:
         attributes = _attributes(table, own.column, ids, found)
         known = encoder.encode(attributes.select([own.column]), [own.name])
         known |= _attribute_features(encoder, table, others, ids, found)
-        unknown = {spec.name: _unknown(encoder, spec, known[spec.name], spec is own) for spec in (own, *others)}
-        last = {name: _blank(known[name]) if column is None else column for name, column in unknown.items()}
+        last = {spec.name: _unknown(encoder, spec, known[spec.name], spec is own) for spec in (own, *others)}
         return EntityTable(
             entity=entity,
             id_column=own.column,
             raw_ids=id_numpy(ids),
             features=concat([Batch(features=known), Batch(features=last)]),
             attributes=attributes,
-            refusing=tuple(name for name, column in unknown.items() if column is None),
+            refusing=tuple(spec.name for spec in (own, *others) if _refuses_unknown(encoder, spec, spec is own)),
         )
 
     def __len__(self) -> int:
@@ -113,9 +113,9 @@ class EntityTable:
         places = torch.as_tensor(positions, dtype=torch.int64)
         self._check(places)
         rows = places.numpy()
-        if not (rows < 0).any():
-            return self.raw_ids[rows]
-        return np.append(self.raw_ids.astype(object), [None])[rows]
+        ids: Ids = np.append(self.raw_ids.astype(object), [None]) if (rows < 0).any() else self.raw_ids
+        found: Ids = ids[rows]
+        return found
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A raw attribute [n], for filters. Raises ValueError naming those that there are."""
@@ -210,33 +210,40 @@ def _attribute_features(
         refusing = [spec.name for spec in specs if spec.missing == "refuse"]
         if refusing:
             missing_id = ids[int(without[0])].as_py()
-            raise ValueError(f"features {refusing} refuse missing values, but id {missing_id!r} has no row in the table")
+            raise ValueError(
+                f"features {refusing} refuse missing values, but id {missing_id!r} has no row in the table"
+            )
         blank = pa.table({field.name: pa.nulls(1, field.type) for field in table.schema})
         rows = concat([rows, Batch(features=encoder.encode(blank, names))])
     return dict(rows.select(torch.from_numpy(np.where(found < 0, table.num_rows, found))).features)
 
 
-def _unknown(encoder: Encoder, spec: FeatureSpec, known: Tensor | Jagged, is_own: bool) -> Tensor | Jagged | None:
-    """One row for an unknown entity, [1]; None where the schema leaves nothing to say."""
+def _unknown(encoder: Encoder, spec: FeatureSpec, known: Tensor | Jagged, is_own: bool) -> Tensor | Jagged:
+    """One row for an unknown entity, [1]; a placeholder where `_refuses_unknown`."""
     if isinstance(known, Jagged):
-        return known.select(torch.zeros(0, dtype=torch.int64)).with_rows(1)
-    if spec.missing == "refuse" and (spec.kind == "dense" or spec.bucketised):
-        return known.median().reshape(1) if len(known) else torch.zeros(1, dtype=known.dtype)
-    if spec.kind == "dense" or spec.bucketised or spec.hashed:
-        return _of_null(encoder, spec)
+        weights = None if known.weights is None else known.weights[:0]
+        return Jagged(values=known.values[:0], offsets=torch.zeros(2, dtype=torch.int64), weights=weights)
+    if spec.hashed:
+        return torch.from_numpy(hash_ids(pa.nulls(1, pa.int64())))
+    if spec.kind == "dense" or spec.bucketised:
+        if spec.missing == "refuse":
+            return known.median().reshape(1) if len(known) else torch.zeros(1, dtype=known.dtype)
+        null = pa.table({spec.column: pa.nulls(1, pa.float64())})
+        return encoder.encode(null, [spec.name])[spec.name]
     vocabulary = encoder.vocabularies[spec.vocabulary]
-    row = vocabulary.find(pa.nulls(1, pa.int64()))
-    if row[0] < 0 or is_own or spec.missing == "refuse":
-        return torch.zeros(1, dtype=torch.int64) if spec.unseen == "own_row" else None
-    return torch.from_numpy(row)
+    row = vocabulary.null_index if _null_stands_for_unknown(vocabulary, spec, is_own) else None
+    return torch.tensor([0 if row is None else row + vocabulary.offset])
 
 
-def _of_null(encoder: Encoder, spec: FeatureSpec) -> Tensor | Jagged:
-    return encoder.encode(pa.table({spec.column: pa.nulls(1, pa.float64())}), [spec.name])[spec.name]
+def _refuses_unknown(encoder: Encoder, spec: FeatureSpec, is_own: bool) -> bool:
+    """Whether an unknown entity has no row: its id may not be unseen, and no null was seen that could stand for it."""
+    if spec.kind != "id" or spec.unseen != "refuse":
+        return False
+    return not _null_stands_for_unknown(encoder.vocabularies[spec.vocabulary], spec, is_own)
 
 
-def _blank(known: Tensor | Jagged) -> Tensor:
-    return torch.zeros(1, dtype=torch.int64 if isinstance(known, Jagged) else known.dtype)
+def _null_stands_for_unknown(vocabulary: Vocabulary, spec: FeatureSpec, is_own: bool) -> bool:
+    return not is_own and spec.missing == "own_id" and vocabulary.null_index is not None
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

@@ -35,7 +35,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from features.batch import Jagged
 from features.entities import EntityTable
@@ -178,15 +177,16 @@ class Histories:
         if group.ordered != self.ordered:
             raise ValueError(f"sequence group {group.name!r} has ordered = {group.ordered}, the histories have not")
         events, offsets = self.slice(users, positions, group.max_length, ends)
-        of_item = torch.from_numpy(self.column("items", events))
+        of_items = [source for source in group.of.values() if source in items.features.features]
+        named = items.gather(torch.from_numpy(self.column("items", events)), of_items)
         bounds = torch.from_numpy(offsets)
-        named = {name: self._values(source, events, of_item, items) for name, source in group.of.items()}
-        return {name: Jagged(values=values, offsets=bounds) for name, values in named.items()}
-
-    def _values(self, source: str, events: Array, of_item: Tensor, items: EntityTable) -> Tensor:
-        if source in items.features.features:
-            return items.features.ids(source)[of_item]
-        return torch.from_numpy(self.column(source, events))
+        return {
+            sequence: Jagged(
+                values=named.ids(source) if source in of_items else torch.from_numpy(self.column(source, events)),
+                offsets=bounds,
+            )
+            for sequence, source in group.of.items()
+        }
 
     def _visible(self, users: Array, ends: Array | None) -> tuple[Array, Array]:
         """First and past-the-last visible event of each user, [B] each."""

@@ -15,21 +15,21 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from features.storage import folder_aside, write_json
+from features.storage import folder_aside, third_party, write_json
 from features.vocab import mix64
 
 Array = NDArray[Any]
 FORMAT = 1
 _SET_ORDER_SALT = 0x5E7
-_FIXED = {"items": np.dtype(np.int64), "splits": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventChunk:
     """Some events, grouped by user: `users` must not fall, within a chunk and from one chunk to the next.
 
-    Shapes: all [n]. users, items: positions in the entity tables; splits: index into `histories.SPLITS`; timestamps: any unit
-    (None for sets); columns: encoded event features that sequences repeat, int64 rows or float32 numbers.
+    Shapes: all [n]. users, items: positions in the entity tables (item -1: unknown); splits: index into
+    `histories.SPLITS`; timestamps: any unit (None for sets); columns: encoded event features that sequences repeat,
+    int64 rows or float32 numbers.
     """
 
     users: Array
@@ -40,7 +40,10 @@ class EventChunk:
 
     def arrays(self) -> dict[str, Array]:
         """What is stored per event, by file name, in the stored types."""
-        named = {name: np.asarray(getattr(self, name), kind) for name, kind in _FIXED.items()}
+        named: dict[str, Array] = {
+            "items": np.asarray(self.items, np.int64),
+            "splits": np.asarray(self.splits, np.uint8),
+        }
         if self.timestamps is not None:
             named["timestamps"] = np.asarray(self.timestamps, np.int64)
         return named | {f"column.{name}": _column(name, column) for name, column in self.columns.items()}
@@ -49,13 +52,14 @@ class EventChunk:
 def write_histories(path: Path, chunks: Iterable[EventChunk], num_users: int, ordered: bool) -> None:
     """The folder that `Histories.open` maps; `Histories.build` says what is accepted."""
     counts = np.zeros(num_users, np.int64)
-    with folder_aside(path) as folder, _ColumnFiles(folder) as columns:
-        for chunk in _whole_users(chunks, num_users):
-            arranged = _arranged(chunk, ordered)
-            counts += np.bincount(arranged.users, minlength=num_users)
-            columns.append(arranged.arrays())
-        names = columns.finish()
-        np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
+    with folder_aside(path) as folder:
+        with third_party("histories", folder), _ColumnFiles(folder) as columns:
+            for chunk in _whole_users(chunks, num_users):
+                arranged = _arranged(chunk, ordered)
+                counts += np.bincount(arranged.users, minlength=num_users)
+                columns.append(arranged.arrays())
+            names = columns.finish()
+            np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
         write_json(folder / "histories.json", {"format": FORMAT, "ordered": ordered, "arrays": names})
 
 
@@ -161,7 +165,7 @@ class _ColumnFiles(AbstractContextManager["_ColumnFiles"]):
         if set(arrays) != set(self._files):
             raise ValueError(f"chunks of history events differ in columns: {sorted(self._files)} and {sorted(arrays)}")
         for name, array in arrays.items():
-            self._files[name].write(np.ascontiguousarray(array, self._types[name]))
+            self._files[name].write(np.ascontiguousarray(array, self._types[name]).data)
         self._length += len(arrays["items"])
 
     def finish(self) -> list[str]:

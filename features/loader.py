@@ -19,7 +19,7 @@ Shapes: B rows of a batch.
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,15 @@ _ROW_GROUPS, _ROWS = 0, 1  # what a permutation is of; keeps the generators of o
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Rows that are shuffled together and held while streaming; rows up to which all are kept; batches made ahead."""
+
+    window: int = 1_000_000
+    resident: int = 2_000_000
+    prefetch: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowSource:
     """Where examples come from: files in order, and what their rows are joined with.
 
@@ -57,15 +66,7 @@ class RowSource:
     items: EntityTable | None = None
     histories: Histories | None = None
     ends: Array | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Rows that are shuffled together and held while streaming; rows up to which all are kept; batches made ahead."""
-
-    window: int = 1_000_000
-    resident: int = 2_000_000
-    prefetch: int = 4
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Loader:
     """One rank's batches of an epoch.
 
     batch_size is global: the rows of one step over all ranks. Raises ValueError naming the argument that is out of
-    range, or the file and column that hold nulls.
+    range, the file that cannot be read, or the column that holds nulls.
     """
 
     def __init__(
@@ -100,7 +101,6 @@ class Loader:
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        limits: Limits = Limits(),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, accepted is at least 1")
@@ -108,7 +108,7 @@ class Loader:
             raise ValueError(f"seed is {seed}, accepted is at least 0")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}, accepted is 0..{world_size - 1} of {world_size}")
-        self.source, self.batch_size, self.limits = source, batch_size, limits
+        self.source, self.batch_size = source, batch_size
         self._seed, self._shuffle, self._rank, self._world_size = seed, shuffle, rank, world_size
         self._groups = _row_groups(source.files)
         self.num_rows = sum(group.num_rows for group in self._groups)
@@ -125,7 +125,7 @@ class Loader:
         """
         if epoch < 0 or not 0 <= start <= self.num_batches:
             raise ValueError(f"epoch {epoch}, start {start}: accepted are epoch >= 0, start 0..{self.num_batches}")
-        return _made_ahead(self._batches(epoch, start), self.limits.prefetch)
+        return _made_ahead(self._batches(epoch, start), self.source.limits.prefetch)
 
     def _batches(self, epoch: int, start: int) -> Generator[tuple[Batch, int], None, None]:
         parts: list[Batch] = []
@@ -166,7 +166,7 @@ class Loader:
         rows = 0
         for group in order.tolist():
             size = self._groups[group].num_rows
-            if block and (rows + size > self.limits.window or not self._shuffle):
+            if block and (rows + size > self.source.limits.window or not self._shuffle):
                 yield block
                 block, rows = [], 0
             block.append(group)
@@ -182,7 +182,7 @@ class Loader:
             order = np.arange(block.stop - block.start)
             if self._shuffle:
                 order = np.random.default_rng((self._seed, epoch, _ROWS, block.number)).permutation(order)
-            if self.num_rows > self.limits.resident:
+            if self.num_rows > self.source.limits.resident:
                 yield block, _decode(block.groups), torch.from_numpy(order)
             else:
                 rows = [np.arange(group.start, group.start + group.num_rows) for group in block.groups]
@@ -203,9 +203,9 @@ class Loader:
         if source.items is not None:
             features |= source.items.gather(columns.ids("item")).features
         if source.histories is not None and source.items is not None:
+            user, position = columns.ids("user"), columns.ids("position")
             for group in source.schema.sequences:
-                cut = source.histories.cut(group, raw["user"], raw["position"], source.items, source.ends)
-                features |= cut
+                features |= source.histories.cut(group, user, position, source.items, source.ends)
         weights = _optional(raw, "weight")
         return Batch(
             features=features,
@@ -247,7 +247,8 @@ def _row_groups(files: Sequence[Path]) -> list[_RowGroup]:
     groups: list[_RowGroup] = []
     start = 0
     for file in files:
-        metadata = pq.read_metadata(file)
+        with _naming(file):
+            metadata = pq.read_metadata(file)
         for index in range(metadata.num_row_groups):
             num_rows = metadata.row_group(index).num_rows
             groups.append(_RowGroup(file, index, start, num_rows))
@@ -255,12 +256,22 @@ def _row_groups(files: Sequence[Path]) -> list[_RowGroup]:
     return groups
 
 
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Say which file cannot be read."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+
+
 def _decode(groups: Sequence[_RowGroup]) -> Batch:
     """The rows of row groups, which stand in file order, as columns."""
     tables = []
     for file in dict.fromkeys(group.file for group in groups):
         numbers = [group.index for group in groups if group.file == file]
-        tables.append(pq.ParquetFile(file).read_row_groups(numbers, use_threads=False))
+        with _naming(file):
+            tables.append(pq.ParquetFile(file).read_row_groups(numbers, use_threads=False))
     table = pa.concat_tables(tables)
     weighted = {name.removesuffix(":weights") for name in table.column_names if name.endswith(":weights")}
     names = [name for name in table.column_names if not name.endswith(":weights")]

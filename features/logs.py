@@ -2,38 +2,36 @@
 
 Columns of `Log.events`, a table on disk in the order of the files:
 
-    NUMBER        number of the row over all files, from 0: unique, rising, of the raw row (rows left out leave gaps)
+    NUMBER        the number of the raw row over all files, from 0: unique and rising (rows left out leave gaps)
     SPLIT         the published split, where there is one
     TIME          int64 (the schema's `timestamp`)
     WEIGHT, PROBABILITY, GROUP, and `label:<name>` after its rule
-    raw columns   that features read, in the canonical form of `raw_columns`
+    raw columns   that features read, in the canonical form of `raw_columns` (of users and items: all columns)
 
-User and item tables, where the source has them, are checked in the same way. Values are checked here once, all of them,
+Users and items, where the source has tables of them, are checked in the same way. All values are checked here, at once,
 so that one look at the report shows every bad row; splits, joins and encoding come later.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Literal
 
 import ibis
 import ibis.expr.types as ir
 
+from features.bad_rows import BadRowFiles, BadRows, settle
 from features.database import Database
-from features.raw_columns import (
-    Fault, Reading, element_type, integer_pattern, read_id, read_list, read_number, read_time,
-)  # fmt: skip
-from features.source_files import FILE, ROW, SPLIT, SPLITS, SourceTable
-from features.sources import SourceTables, missing_column
-from features.spec import FeatureSchema, FeatureSpec, LabelSpec
-from features.storage import file_aside
+from features.log_columns import GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, LogColumns, Part, label_column
+from features.raw_columns import Fault
+from features.source_files import FILE, ROW, SPLIT
+from features.sources import SourceTables
+from features.spec import FeatureSchema
 
-NUMBER, TIME, WEIGHT, PROBABILITY, GROUP = "__number", "__time", "__weight", "__probability", "__group"
-SHOWN_BAD_ROWS = 5
-ROLE_OF_ENTITY = {"user": "users", "item": "items", "event": "events"}
-_GROUP_SALT = "group of the schema"
-_TIME_SALT = "timestamp of the schema"
+__all__ = [
+    "GROUP", "NUMBER", "PROBABILITY", "SPLIT", "TIME", "WEIGHT", "BadRowFiles", "Log", "LogRules", "label_column",
+    "read_log",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,7 @@ class LogRules:
     """How strictly a log is read.
 
     bad_rows: a row that is not as the schema says ends the reading ("fail"), or is left out and kept in a file
-    ("quarantine"). duplicates: whether a second event of the same user, item and time is bad. split_column: the raw
+    ("quarantine"). duplicates: whether a later event of the same user, item and time is bad. split_column: the raw
     column that holds the published split ("" = what the source says).
     """
 
@@ -54,51 +52,91 @@ class LogRules:
 class Log:
     """The checked tables, and how many event rows were read, found bad, and left out by a label.
 
-    homes: where each feature's column stands: "events", "users" or "items".
+    homes: feature name -> the table that its column stands in: "events", "users" or "items". time_unit: "microseconds"
+    where times were dates, "as given" where they were numbers, "" where there are none.
     """
 
     events: ir.Table
     users: ir.Table | None
     items: ir.Table | None
-    homes: Mapping[str, str]
+    homes: dict[str, str]
+    time_unit: str
     num_read: int
     num_bad: int
     num_dropped: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A column of a canonical table: its name there, where it comes from, and its reading."""
-
-    name: str
-    reading: Reading
-
-
 def read_log(
-    database: Database, source: SourceTables, schema: FeatureSchema, rules: LogRules, *, report: Path, quarantine: Path
+    database: Database, source: SourceTables, schema: FeatureSchema, rules: LogRules, files: BadRowFiles
 ) -> Log:
     """Check and cast a source's tables.
 
-    report: the CSV file that lists every bad row when reading ends because of them (file, row, column, value, problem).
-    quarantine: the folder, made when needed, that takes the bad rows otherwise: `bad_rows.parquet`, the same list, and
-    `<table>.parquet`, the rows as they came. Raises ValueError naming the table, file and column that is not there, the
-    column of a type that cannot be read, or the first bad rows, their number and the report.
+    Raises ValueError naming the table, file and column that is not there, a column whose type cannot be read, or the
+    first bad rows, their number and the complete list.
     """
-    tables = {role: table for role, table in source.by_role().items() if _is_used(role, schema)}
-    homes = _homes(schema, tables)
-    integers = _integer_ids(database, schema, tables, homes)
-    parts = {role: _parts(role, table, schema, homes, integers) for role, table in tables.items()}
-    parts["events"] += _event_parts(tables["events"], schema, rules, integers)
-    extra = {role: _repetitions(role, table, schema, rules) for role, table in tables.items()}
-    bad = {
-        role: _store_bad(database, role, table, [*_faults(parts[role]), *extra[role]]) for role, table in tables.items()
+    columns = LogColumns(database, source.by_role(), schema, rules.split_column)
+    parts = {role: columns.parts(role) for role in columns.tables}
+    repeated = {role: _repetitions(role, columns, parts[role], schema, rules) for role in parts}
+    found = {
+        role: BadRows(database, role, table, [*_faults(parts[role]), *repeated[role]])
+        for role, table in columns.tables.items()
     }
-    num_bad = {role: _count(database, bad[role]) + len(tables[role].malformed) for role in tables}
-    if any(num_bad.values()):
-        _settle(database, tables, bad, num_bad, rules, report, quarantine)
-    good = {role: _good_rows(table, bad[role]) for role, table in tables.items()}
-    stored = {
-        role: database.store(f"log_{role}", _canonical(database, good[role], tables[role], role, parts[role], schema))
-        for role in tables
-    }
-    ...
+    settle(database, list(found.values()), files, fail=rules.bad_rows == "fail")
+    stored = {role: database.store(f"log_{role}", _canonical(database, found[role], parts[role])) for role in found}
+    num_kept = int(database.value(stored["events"].count()))
+    events = found["events"]
+    if not num_kept:
+        raise ValueError(f"no events: {events.num_rows} rows read, {events.count} of them bad, the others dropped")
+    return Log(
+        events=stored["events"],
+        users=stored.get("users"),
+        items=stored.get("items"),
+        homes=columns.homes,
+        time_unit=columns.time_unit,
+        num_read=events.num_rows,
+        num_bad=events.count,
+        num_dropped=events.num_rows - events.count - num_kept,
+    )
+
+
+def _faults(parts: Sequence[Part]) -> list[Fault]:
+    return [fault for part in parts for fault in part.reading.faults]
+
+
+def _repetitions(
+    role: str, columns: LogColumns, parts: Sequence[Part], schema: FeatureSchema, rules: LogRules
+) -> list[Fault]:
+    """A second row of a user or item; a second event of the same user, item and time where that is refused."""
+    values = {part.name: part.reading.value for part in parts}
+    if role != "events":
+        keys, problem = [columns.id_column(role)], "stands in an earlier row too"
+    elif rules.duplicates == "refuse":
+        entities = [schema.feature(name).column for name in (schema.user, schema.item) if name]
+        keys, problem = [*entities, *([TIME] if TIME in values else [])], "repeats an earlier event"
+    else:
+        return []
+    window = ibis.window(group_by=[values[key] for key in keys], order_by=[ibis._[FILE], ibis._[ROW]])
+    shown = keys[0]
+    return [Fault(shown, ibis.row_number().over(window) > 0, problem)]
+
+
+def _canonical(database: Database, bad: BadRows, parts: Sequence[Part]) -> ir.Table:
+    """The good rows that no label drops: the parts by name; events with their numbers."""
+    rows = bad.good
+    for part in parts:
+        if part.dropped is not None:
+            rows = rows.filter(~part.dropped)
+    values = {part.name: part.reading.value for part in parts}
+    if bad.role == "events":
+        starts = _file_starts(database, bad)
+        values = {NUMBER: ibis.array(starts)[bad.table.rows[FILE]] + bad.table.rows[ROW] - 1} | values
+    return rows.select(**values)
+
+
+def _file_starts(database: Database, bad: BadRows) -> list[int]:
+    """The number of the first row of each file."""
+    rows = bad.table.rows
+    counted = database.fetch(rows.group_by(FILE).aggregate(rows_of_file=rows[ROW].max())).to_pylist()
+    rows_of_file = {row[FILE]: row["rows_of_file"] for row in counted}
+    counts = [rows_of_file.get(place, 0) for place in range(len(bad.table.names))]
+    return list(accumulate(counts, initial=0))[:-1]

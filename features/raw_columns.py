@@ -98,7 +98,9 @@ def _read_scored(pieces: Any, column: str, spec: FeatureSpec, integers: bool, fa
         ids = pieces.map(lambda piece: _as_id(piece.re_extract(form, 1), integers))
         scores = pieces.map(lambda piece: piece.re_extract(form, 2).try_cast("float64"))
     elif not pieces.type().value_type.is_struct():
-        raise ValueError(f"column {column!r} has type {pieces.type()}; feature {spec.name!r} needs structs of id, score")
+        raise ValueError(
+            f"column {column!r} has type {pieces.type()}; feature {spec.name!r} needs structs of id, score"
+        )
     else:
         ids = pieces.map(lambda piece: _as_id(piece["id"], integers))
         scores = pieces.map(lambda piece: piece["score"].cast("float64"))
@@ -123,7 +125,9 @@ def read_number(raw: Any, column: str, *, refuse_missing: bool, transforms: Sequ
     if refuse_missing:
         missing = raw.isnull() | _sure(number.isnan())
         faults.append(Fault(column, missing, "is missing"))
-    faults += [Fault(column, _sure(reached < 0), "is below 0 where log1p is taken") for reached in _logged(value, transforms)]
+    faults += [
+        Fault(column, _sure(reached < 0), "is below 0 where log1p is taken") for reached in _logged(value, transforms)
+    ]
     return Reading(value, tuple(faults))
 
 
@@ -176,10 +180,12 @@ def _as_id(raw: Any, integers: bool) -> Any:
     if kind.is_string():
         return raw.try_cast("int64") if integers else raw
     if _fractional(raw):
-        number = _is_whole(raw).ifelse(raw, ibis.null(kind)).cast("int64")
+        number = _is_whole(raw).ifelse(raw, ibis.null(kind)).try_cast("int64")
     elif kind.is_unsigned_integer() and kind.nbytes == 8:
         top = ibis.literal(_TOP, "uint64")
-        number = (raw >= top).ifelse((raw - top).try_cast("int64") + ibis.literal(-_TOP, "int64"), raw.try_cast("int64"))
+        number = (raw >= top).ifelse(
+            (raw - top).try_cast("int64") + ibis.literal(-_TOP, "int64"), raw.try_cast("int64")
+        )
     else:
         number = raw.cast("int64")
     return number if integers else number.cast("string")
@@ -191,7 +197,7 @@ def _fractional(raw: Any) -> bool:
 
 def _is_whole(raw: Any) -> Any:
     number = raw.cast("float64")
-    return _sure((number.floor() == number) & (number.abs() < _EXACT))
+    return _sure((number.try_cast("int64").cast("float64") == number) & (number.abs() < _EXACT))
 
 
 def _present(raw: Any) -> Any:

@@ -97,7 +97,8 @@ class IdIndex:
         self._integers = ids.dtype == np.int64
         self._what = what
         if not self._index.is_unique:
-            raise ValueError(f"{what}: id {self._index[self._index.duplicated()][0]!r} stands twice")
+            repeated = self._index[self._index.duplicated()].tolist()
+            raise ValueError(f"{what}: id {repeated[0]!r} stands twice")
 
     def accepts(self, ids: pa.Array) -> bool:
         """Whether ids (from `arrow_ids`) are of the type known here; nulls alone always are, and all where none is."""

@@ -10,6 +10,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
 from typing import TextIO
@@ -95,7 +96,10 @@ class Inputs:
         events = self.of(*EVENT_ROLES)
         if not events:
             wanted = [name or "(the path itself)" for role in EVENT_ROLES for name in defaults.get(role, ())]
-            raise ValueError(f"{path}: no file of events here; looked for {', '.join(wanted)}")
+            raise ValueError(
+                f"{path}: no file of events here; looked for {', '.join(wanted)} "
+                "(a relative data.path is in the folder that --data or RECSYS_DATA names)"
+            )
         if len({bool(file.split) for file in events}) > 1:
             raise ValueError("data.files: give either `events`, or `train`, `validation` and `test`")
 
@@ -144,7 +148,7 @@ def check_parquet(path: Path) -> None:
 
 
 def delimited_table(database: Database, role: str, files: Sequence[InputFile], form: Delimited) -> SourceTable:
-    """Text files as one table of text columns; an empty value is missing, a line with too few or many fields malformed."""
+    """Text files as one table of text columns; an empty value is missing, a line with other fields malformed."""
     name = f"raw_{role}"
     columns = form.names or _header(files[0].path, form)
     _refuse_repeated(columns, files[0].path)
@@ -199,7 +203,7 @@ def _header(path: Path, form: Delimited) -> tuple[str, ...]:
         line = lines.readline().rstrip("\r\n")
     if len(form.delimiter) > 1:
         return tuple(line.split(form.delimiter))
-    return tuple(next(csv.reader([line], delimiter=form.delimiter, **quoting), ()))  # type: ignore[arg-type]
+    return tuple(next(csv.reader([line], delimiter=form.delimiter, **quoting), ()))
 
 
 def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
@@ -215,7 +219,7 @@ def _opened(path: Path, encoding: str) -> TextIO:
 
 
 def adjacency_table(database: Database, files: Sequence[InputFile]) -> SourceTable:
-    """Lines `user item item ...` as rows (user, item); `ROW` is the number of the line.
+    """Lines `user item item ...` as rows (user, item), one for each item; `ROW` numbers them.
 
     A user without items is fine and gives no row. Raises ValueError naming file and line where a word is no integer.
     """
@@ -228,24 +232,23 @@ def adjacency_table(database: Database, files: Sequence[InputFile]) -> SourceTab
 
 def _adjacency(file: InputFile, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """One batch for every `ADJACENCY_PAIRS` pairs, cut between lines."""
-    lines: list[tuple[int, Ids]] = []
-    pairs = 0
+    lines: list[Ids] = []
+    first = held = 0
     for line in _adjacency_lines(file.path):
         lines.append(line)
-        pairs += len(line[1]) - 1
-        if pairs >= ADJACENCY_PAIRS:
-            yield _pairs_batch(lines, file, number, schema)
-            lines, pairs = [], 0
-    yield _pairs_batch(lines, file, number, schema)
+        held += len(line) - 1
+        if held >= ADJACENCY_PAIRS:
+            yield _pairs_batch(lines, file, (number, first), schema)
+            lines, first, held = [], first + held, 0
+    yield _pairs_batch(lines, file, (number, first), schema)
 
 
-def _adjacency_lines(path: Path) -> Iterator[tuple[int, Ids]]:
-    """(line number, user and items) of every line that is not blank."""
+def _adjacency_lines(path: Path) -> Iterator[Ids]:
+    """User and items of every line that is not blank."""
     try:
         with _opened(path, "utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if words := line.split():
-                    yield number, _integers(words, path, number)
+            words = ((number, line.split()) for number, line in enumerate(lines, 1))
+            yield from (_integers(some, path, number) for number, some in words if some)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from error
     except UnicodeDecodeError as error:
@@ -264,19 +267,26 @@ def _is_integer(word: str) -> bool:
     return word.removeprefix("-").isascii() and word.removeprefix("-").isdigit()
 
 
-def _pairs_batch(lines: Sequence[tuple[int, Ids]], file: InputFile, number: int, schema: pa.Schema) -> pa.RecordBatch:
-    counts = [len(words) - 1 for _, words in lines]
-    users = np.repeat(np.array([words[0] for _, words in lines], np.int64), counts)
-    columns = {
-        FILE: np.full(len(users), number, np.int32),
-        ROW: np.repeat(np.array([line for line, _ in lines], np.int64), counts),
-        "user": users,
-        "item": np.concatenate([np.empty(0, np.int64), *(words[1:] for _, words in lines)]),
-    }
-    arrays = [pa.array(columns[name]) for name in columns]
+def _pairs_batch(lines: Sequence[Ids], file: InputFile, place: tuple[int, int], schema: pa.Schema) -> pa.RecordBatch:
+    """The pairs of some lines; place: the number of the file, and of the pairs before these."""
+    users = np.repeat(np.array([line[0] for line in lines], np.int64), [len(line) - 1 for line in lines])
+    columns = [
+        pa.array(np.full(len(users), place[0], np.int32)),
+        pa.array(np.arange(len(users), dtype=np.int64) + place[1] + 1),
+        pa.array(users),
+        pa.array(np.concatenate([np.empty(0, np.int64), *(line[1:] for line in lines)])),
+    ]
     split = [pa.repeat(file.split, len(users))] if file.split else []
-    return pa.RecordBatch.from_arrays(arrays + split, schema=schema)
+    return pa.RecordBatch.from_arrays(columns + split, schema=schema)
 
 
 def _names(files: Sequence[InputFile]) -> tuple[str, ...]:
     return tuple(file.path.name for file in files)
+
+
+def missing_column(column: str, needed_by: str, role: str, table: SourceTable) -> ValueError:
+    """The error of a column that is not there: what needs it, the file, the nearest name, the columns that exist."""
+    near = get_close_matches(column, table.columns, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    there = ", ".join(table.columns)
+    return ValueError(f"{role} ({table.names[0]}): no column {column!r} for {needed_by}{hint} (it has {there})")

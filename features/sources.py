@@ -13,7 +13,10 @@ Several of them read files in the roles `train`, `validation`, `test`: their nam
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
+from glob import escape
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import ibis
@@ -22,9 +25,20 @@ import pyarrow as pa
 
 from features.database import Database
 from features.source_files import (
-    EVENT_ROLES, FILE, ROW, Delimited, InputFile, Inputs, SourceTable, adjacency_table, delimited_table, parquet_table,
+    EVENT_ROLES,
+    FILE,
+    ROW,
+    Delimited,
+    InputFile,
+    Inputs,
+    SourceTable,
+    adjacency_table,
+    delimited_table,
+    missing_column,
+    parquet_table,
 )  # fmt: skip
-from features.worlds import WORLDS, generate
+from features.storage import is_uri
+from features.worlds import WORLDS, WorldTables, generate
 
 Columns = Mapping[str, str | Mapping[str, str]]
 
@@ -33,12 +47,14 @@ Columns = Mapping[str, str | Mapping[str, str]]
 class SourceRequest:
     """What a data config says about its raw data.
 
-    path: a folder, a file, a glob, a URI, or the name of a world. files: role -> path or glob within `path`; roles are
-    `events` or any of `train`, `validation`, `test`, and `users`, `items`. columns: the name that the schema uses ->
-    the name in the files; for one table only, under its role: {"users": {"user_id": "id"}}. options: of the source.
+    path: a folder, a file, a glob, a URI, or the name of a world. root: the folder that a relative path is in. files:
+    role -> path or glob within `path`; roles are `events` or any of `train`, `validation`, `test`, and `users`,
+    `items`. columns: the name that the schema uses -> the name in the files; for one table only, under its role:
+    {"users": {"user_id": "id"}}. options: of the source.
     """
 
     path: str
+    root: Path | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -79,7 +95,8 @@ class FileSource:
     def __init__(self, request: SourceRequest) -> None:
         refuse_options(request.options, self.options)
         self.request = request
-        self.inputs = Inputs(request.path, request.files, self.defaults)
+        path = request.path if is_uri(request.path) else str(Path(escape(str(request.root or ""))) / request.path)
+        self.inputs = Inputs(path, request.files, self.defaults)
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every file."""
@@ -93,7 +110,7 @@ class FileSource:
         return named(tables, self.request.columns)
 
     def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
-        """Read the files of one role ("events", "users" or "items") as one table: Parquet, unless a subclass differs."""
+        """Read the files of one role ("events", "users" or "items") as one table: Parquet, unless overridden."""
         return parquet_table(database, role, files)
 
 
@@ -179,14 +196,17 @@ class WorldSource:
             raise ValueError(f"data.path: there is no world {request.path!r}; there are {', '.join(WORLDS)}")
         self.request = request
 
+    @cached_property
+    def _world(self) -> WorldTables:
+        return generate(self.request.path, self.request.options.get("seed"))
+
     def fingerprints(self) -> dict[str, str]:
-        """The name, the seed and the pinned content of the world."""
-        return {"world": self.request.path}
+        """The content hash of the generated tables."""
+        return {"world": self._world.content_hash}
 
     def read(self, database: Database) -> SourceTables:
         """Events, users and items as generated; a row's number is its place in the generated table."""
-        world = generate(self.request.path, self.request.options.get("seed"))
-        made = {"events": world.events, "users": world.users, "items": world.items}
+        made = {"events": self._world.events, "users": self._world.users, "items": self._world.items}
         tables = {role: self._stored(database, role, table) for role, table in made.items()}
         return named(tables, self.request.columns)
 
@@ -256,11 +276,3 @@ def _renamed(table: SourceTable, role: str, columns: Columns) -> SourceTable:
             raise missing_column(old, f"data.columns.{role}.{new}", role, table)
     kept = [name for name in table.rows.columns if name not in names]
     return replace(table, rows=table.rows.select(*kept, **{new: table.rows[old] for new, old in names.items()}))
-
-
-def missing_column(column: str, needed_by: str, role: str, table: SourceTable) -> ValueError:
-    """The error of a column that is not there: what needs it, the file, the nearest name, the columns that exist."""
-    near = get_close_matches(column, table.columns, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    there = ", ".join(table.columns)
-    return ValueError(f"{role} ({table.names[0]}): no column {column!r} for {needed_by}{hint} (it has {there})")

@@ -269,9 +269,8 @@ class FeatureSchema(Value):
                 raise ValueError(f"feature {spec.name!r} is bucketised and cannot share vocabulary {spec.vocabulary!r}")
             owner = self.feature(spec.shares) if spec.shares else spec
             if spec.shares and (not owner.hashed or owner.shares):
-                raise ValueError(
-                    f"feature {spec.name!r} shares {spec.shares!r}, which must be hashed and its own owner"
-                )
+                raise ValueError(f"feature {spec.name!r} shares {spec.shares!r}, which must be hashed, sharing nothing")
+        for spec in self.features:
             chunks = {other.name: other.chunks for other in self.features if _same_rows(spec, other)}
             if len(set(chunks.values())) > 1:
                 raise ValueError(f"features that share ids in table {spec.table!r} differ in chunks: {chunks}")

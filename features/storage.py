@@ -187,7 +187,9 @@ def local(path: Path | str, cache: Path | None = None) -> Path:
     root = root.rstrip("/")
     listing = _listing(filesystem, root)
     sizes = {name: info.size for name, info in listing.items()}
-    state = json.dumps([str(path), [(name, info.size, info.mtime_ns) for name, info in sorted(listing.items())]])
+    state = json.dumps(
+        [str(path).rstrip("/"), [(name, info.size, info.mtime_ns) for name, info in sorted(listing.items())]]
+    )
     copy = (cache or _default_cache()) / sha256(state.encode()).hexdigest()[:24]
     target = copy / Path(root).name
     if copy.exists() and _sizes(target) != sizes:

@@ -97,16 +97,19 @@ def transformed(values: Floats, transforms: Sequence[Transform], statistic: Stat
     `refuse(index, reason)` is called for a value that a transform does not accept, and must raise.
     """
     for transform in transforms:
-        if isinstance(transform, Log1p):
-            values = np.log1p(_not_negative(values, refuse))
-        elif isinstance(transform, Clip):
-            values = np.clip(values, transform.low, transform.high)
-        elif isinstance(transform, Standardise):
-            values = (values - statistic.mean) / statistic.std if statistic.std > 0 else np.zeros_like(values)
-        else:
-            boundaries = np.asarray(boundaries_of(transforms, statistic))
-            values = np.searchsorted(boundaries, values, side="right").astype(np.float64)
+        values = _applied(transform, values, statistic, refuse)
     return values
+
+
+def _applied(transform: Transform, values: Floats, statistic: Statistic, refuse: Refuse) -> Floats:
+    if isinstance(transform, Log1p):
+        return np.log1p(_not_negative(values, refuse))
+    if isinstance(transform, Clip):
+        return np.clip(values, transform.low, transform.high)
+    if isinstance(transform, Standardise):
+        return (values - statistic.mean) / statistic.std if statistic.std > 0 else np.zeros_like(values)
+    boundaries = np.asarray(transform.boundaries or statistic.boundaries)
+    return np.searchsorted(boundaries, values, side="right").astype(np.float64)
 
 
 def fitted(values: Floats, transforms: Sequence[Transform], refuse: Refuse) -> Statistic:

@@ -20,7 +20,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{place}: {first['msg'].removeprefix('Value error, ')}" if place else str(first["msg"])
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
     key = str(first["loc"][-1])
     valid = sorted(_fields_at(model, first["loc"][:-1]))
     near = get_close_matches(key, valid, n=1)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from features.prepared import DataConfig
+from features.data_config import DataConfig
 from features.values import Value, describe
 
 Options = TypeVar("Options", bound=BaseModel)

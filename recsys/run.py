@@ -241,7 +241,7 @@ class Run:
     @property
     def is_ranking(self) -> bool:
         """Whether the run scores rows (a click model) rather than retrieves from a catalogue."""
-        return self.prepared.is_ranking
+        return issubclass(model_class(self.config.model.name), Ranker)
 
     def seen_before(self, split: str) -> View:
         """What is known before a split: train for validation, train and validation for test."""
@@ -254,7 +254,7 @@ class Run:
             raise ConfigError(f"{self.folder} is not finished; continue it with `recsys train CONFIG --resume`")
         model = build_model(self.config, self.prepared.encoder, backend="plain")
         if isinstance(model, ClosedForm):
-            model.load_tensors(self._checkpoints(SELECT).load("last")[0])
+            model.load_tensors(self._checkpoints(SELECT).load("last"))
             return model
         stage = REFIT if self.config.training.refit else SELECT
         checkpoints = self._checkpoints(stage)
@@ -275,7 +275,13 @@ class Run:
     def _report(self, split: str, model: Model, known: View) -> Report:
         evaluation = self.config.evaluation
         if isinstance(model, Ranker):
-            loader = self.prepared.view(split).loader(evaluation.batch_size, seed=0, shuffle=False)
+            loader = self.prepared.view(split).loader(
+                evaluation.batch_size,
+                seed=0,
+                shuffle=False,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            )
             return evaluate_ranking(model, loader, split=split, config_hash=self.config.content_hash)
         return evaluate_retrieval(model, known, split=split, ks=evaluation.k, config_hash=self.config.content_hash)
 

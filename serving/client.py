@@ -163,7 +163,7 @@ class Client:
 
 def _described(error: Any) -> ServingError:
     """What a failed call says, with the field violations that it carries."""
-    violations = {}
+    violations: dict[str, str] = {}
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         bad_request = error_details_pb2.BadRequest()

@@ -7,18 +7,20 @@ Shapes: B rows, N ids, L events of a history.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from features.entities import EntityTable
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.batch import Batch, Jagged, num_rows
+from features.batch import Jagged, num_rows
+from features.entities import EntityTable
 from features.histories import Histories
+from features.history_files import place_in_set
 from features.spec import FeatureSchema, FeatureSpec, SequenceGroup
-from recsys.components import Entities
+from recsys.components.entities import Entities
 from serving.errors import InvalidArgumentError
 from serving.queries import Catalogue, RawId, RawIds
 
@@ -44,14 +46,17 @@ class Subject:
 
 def subject_of(entities: Entities, user: RawId | None, history: RawIds | None, max_history: int) -> Subject:
     """The subject of a request; InvalidArgumentError for ids of the wrong kind or a history that is too long."""
-    users = None if entities.users is None else entities.users.table
-    position = -1 if user is None or users is None else int(positions_of(users, [user], "user")[0])
+    position = -1
+    if user is not None:
+        if entities.users is None:
+            raise InvalidArgumentError("user", "the bundle has no table of users, accepted: the user's features")
+        position = int(positions_of(entities.users.table, [user], "user")[0])
     if history is None:
         return Subject(user=position, history=None)
     if len(history) > max_history:
         raise InvalidArgumentError.got("history", f"{len(history)} ids", f"at most {max_history}")
     if entities.items is None:
-        raise InvalidArgumentError("history", "the bundle has no table of items, so a history cannot be read")
+        raise InvalidArgumentError("history", "the bundle has no table of items, accepted: no history")
     found = positions_of(entities.items, history, "history")
     return Subject(user=position, history=found[found >= 0], num_history_ids=len(history))
 
@@ -92,6 +97,11 @@ def entity_features(schema: FeatureSchema, side: str) -> list[str]:
     return sorted({*names, own_id} - {""})
 
 
+def user_columns(schema: FeatureSchema) -> list[str]:
+    """What a request can say of a user by columns: features and sequences."""
+    return entity_features(schema, "user") + sorted(name for group in schema.sequences for name in group.of)
+
+
 class Inputs:
     """The columns of a batch for one part of a bundle: `names` are the features that its model reads."""
 
@@ -100,6 +110,8 @@ class Inputs:
         self.schema: FeatureSchema = entities.encoder.schema
         self.names = [spec.name for spec in inputs]
         self.groups = {name: group for group in self.schema.sequences for name in group.of if name in self.names}
+        if self.groups and entities.items is None:
+            raise ValueError(f"inputs {sorted(self.groups)} are histories of items, but there is no table of items")
 
     @property
     def max_history(self) -> int:
@@ -118,7 +130,23 @@ class Inputs:
         for name in columns:
             if name not in known:
                 raise InvalidArgumentError.unknown_name(field, name, known)
-        return {name: self._encoded(name, column, field) for name, column in columns.items() if name in self.names}
+        given = {name: self._encoded(name, column, field) for name, column in columns.items() if name in self.names}
+        self._check_aligned(given, field)
+        return given
+
+    def _check_aligned(self, given: Mapping[str, Column], field: str) -> None:
+        """Sequences of one group come together, each row with as many events in one as in the others."""
+        first: dict[str, Jagged] = {}
+        for name, group in self.groups.items():
+            column = given.get(name)
+            if column is None and any(other in given for other in group.of):
+                fault = f"got none, accepted: all sequences of {group.name!r} that the model reads, or none of them"
+                raise InvalidArgumentError(f"{field}[{name}]", fault)
+            if isinstance(column, Jagged):
+                same = first.setdefault(group.name, column)
+                if not torch.equal(column.offsets, same.offsets):
+                    fault = f"its lists differ in length from those of another sequence of {group.name!r}"
+                    raise InvalidArgumentError(f"{field}[{name}]", f"{fault}, accepted: equal lengths row by row")
 
     def _encoded(self, name: str, values: pa.Array, field: str) -> Column:
         table = pa.table({self.schema.feature(name).column: values})
@@ -127,52 +155,71 @@ class Inputs:
         except (ValueError, TypeError, pa.ArrowException) as error:
             raise InvalidArgumentError(f"{field}[{name}]", " ".join(str(error).split())) from None
 
-    def of_users(self, positions: Positions) -> dict[str, Column]:
-        """The features that the bundle holds for users [B], those that the model reads."""
+    def of_users(self, positions: Positions, given: Collection[str] = ()) -> dict[str, Column]:
+        """The features that the bundle holds for users [B], of those that the model reads, less the given ones.
+
+        Raises InvalidArgumentError for an unknown user when the schema refuses one.
+        """
         users = self.entities.users
-        return {} if users is None else self._gathered(users.table, positions)
+        return {} if users is None else self._gathered(users.table, positions, given)
 
-    def of_items(self, positions: Positions) -> dict[str, Column]:
-        """The features that the bundle holds for items [B], those that the model reads."""
+    def of_items(self, positions: Positions, given: Collection[str] = ()) -> dict[str, Column]:
+        """The same for items [B]."""
         items = self.entities.items
-        return {} if items is None else self._gathered(items, positions)
+        return {} if items is None else self._gathered(items, positions, given)
 
-    def _gathered(self, table: EntityTable, positions: Positions) -> dict[str, Column]:
-        rows = table.gather(torch.from_numpy(positions))
-        return {name: column for name, column in rows.features.items() if name in self.names}
+    def takes_unknown_user(self, given: Collection[str]) -> bool:
+        """Whether every user feature that the model reads is given, or has a value for a user who is not known."""
+        users = self.entities.users
+        return users is None or not set(users.table.refusing) & set(self.names) - set(given)
 
-    def sequences(self, users: Positions, history: Positions | None) -> dict[str, Column]:
-        """The sequences that the model reads, of users [B]; the request's history, if any, is that of every row."""
-        if not self.groups:
-            return {}
-        groups = {group.name: group for group in self.groups.values()}
+    def _gathered(self, table: EntityTable, positions: Positions, given: Collection[str]) -> dict[str, Column]:
+        names = [name for name in self.names if name in table.features.features and name not in given]
+        refusing = [name for name in names if name in table.refusing]
+        if refusing and (positions < 0).any():
+            fault = f"is unknown or not given, and the schema refuses that for features {refusing}"
+            raise InvalidArgumentError(table.entity, fault)
+        return dict(table.gather(torch.from_numpy(positions), names).features)
+
+    def sequences(self, users: Positions, history: Positions | None, given: Collection[str] = ()) -> dict[str, Column]:
+        """The sequences that the model reads, of users [B], less the given ones.
+
+        The request's history, if there is one, is that of every row.
+        """
         cut: dict[str, Column] = {}
-        for group in groups.values():
-            cut |= self._cut(group, users, history)
+        for group in {group.name: group for name, group in self.groups.items() if name not in given}.values():
+            cut |= self._stored(group, users) if history is None else self._given(group, users, history)
         return {name: column for name, column in cut.items() if name in self.names}
 
-    def _cut(self, group: SequenceGroup, users: Positions, history: Positions | None) -> dict[str, Jagged]:
-        items = self.entities.items
+    def _stored(self, group: SequenceGroup, users: Positions) -> dict[str, Jagged]:
+        """What the bundle holds, all of it visible; nothing for an unknown user."""
         stored = None if self.entities.users is None else self.entities.users.histories
-        if items is None or (history is None and stored is None):
-            nobody = Histories.of_request([], self._columns(group, 0), ordered=group.ordered)
-            return nobody.cut(group, np.full(len(users), -1), np.full(len(users), -1), self._item_features())
-        if history is None:
-            assert stored is not None
-            return stored.cut(group, users, np.full(len(users), -1), self._item_features())
-        given = Histories.of_request(history.tolist(), self._columns(group, len(history)), ordered=group.ordered)
-        one = given.cut(group, np.zeros(1, np.int64), np.full(1, -1), self._item_features())
-        return {name: column.select(torch.zeros(len(users), dtype=torch.int64)) for name, column in one.items()}
+        if stored is None:
+            return self._given(group, users, np.zeros(0, dtype=np.int64))
+        return stored.cut(group, users, np.full(len(users), -1), self._items)
 
-    def _item_features(self) -> Batch:
-        return Batch(features={}) if self.entities.items is None else self.entities.items.features
+    def _given(self, group: SequenceGroup, users: Positions, history: Positions) -> dict[str, Jagged]:
+        """The request's history for each of the rows; a set stands in the order in which sets are stored."""
+        items = history if group.ordered else _as_stored_set(history)
+        request = Histories.of_request(items.tolist(), self._event_columns(group, len(items)), ordered=group.ordered)
+        first = np.zeros(len(users), dtype=np.int64)
+        return request.cut(group, first, np.full(len(users), -1), self._items)
 
-    def _columns(self, group: SequenceGroup, length: int) -> dict[str, NDArray[np.generic]]:
+    @property
+    def _items(self) -> EntityTable:
+        assert self.entities.items is not None  # __init__ refuses sequences without items
+        return self.entities.items
+
+    def _event_columns(self, group: SequenceGroup, length: int) -> dict[str, NDArray[Any]]:
         """Event features of a request's history [L]: the request gives items only, so they are missing."""
-        of_items = self._item_features().features
-        sources = [source for source in group.of.values() if source not in of_items]
-        encoded = {source: self._encoded(source, pa.nulls(length), "history") for source in sources}
-        return {source: column.numpy() for source, column in encoded.items() if isinstance(column, Tensor)}
+        sources = [source for source in group.of.values() if source not in self._items.features.features]
+        missing = {source: self._encoded(source, pa.nulls(length), "history") for source in sources}
+        return {source: column.numpy() for source, column in missing.items() if isinstance(column, Tensor)}
+
+
+def _as_stored_set(items: Positions) -> Positions:
+    unique = np.unique(items)
+    return unique[np.argsort(place_in_set(unique))]
 
 
 def broadcast(columns: Mapping[str, Column], num: int) -> dict[str, Column]:

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from recsys.bundle import Bundle
-from recsys.components import RankerPart, RetrieverPart, load_ranker, load_retriever
+from recsys.components.parts import RankerPart, RetrieverPart, load_ranker, load_retriever
 from serving.deadline import Deadline
 from serving.errors import NotServedError
 from serving.queries import BundleInfo, Limits, Retrieved, RetrieveQuery, Scored, ScoreQuery
@@ -47,7 +47,16 @@ class Pipeline:
         components = {role: part.component for role, part in bundle.manifest.roles.items()}
         retriever = load_retriever(bundle, allowed) if "retriever" in bundle.roles else None
         ranker = load_ranker(bundle, allowed) if "ranker" in bundle.roles else None
-        return cls(bundle.id, components, retriever, ranker, limits)
+        pipeline = cls(bundle.id, components, retriever, ranker, limits)
+        pipeline._warm_up()
+        return pipeline
+
+    def _warm_up(self) -> None:
+        """Do what is done once, at the first use of each table, before there is a caller to wait for it."""
+        with torch.inference_mode():
+            for part in (self._retrieval, self._scoring):
+                if part is not None:
+                    part.warm_up()
 
     @property
     def info(self) -> BundleInfo:

@@ -8,13 +8,14 @@ Shapes: K items of an answer, B rows to score, T tasks, D dimension of the index
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.retrieval.filters import And, Equal, In, Not, Or, Range
+from serving.deadline import Deadline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,6 @@ class Limits:
     history: int = 10_000
     excluded: int = 10_000
     rows: int = 10_000
-    list_values: int = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,3 +163,24 @@ class BundleInfo:
     components: Mapping[str, str]
     retrieval: RetrievalInfo | None
     ranking: RankingInfo | None
+
+
+class Answerer(Protocol):
+    """What answers; `serving.pipeline.Pipeline` does. Methods may be called from many threads at once.
+
+    They raise the errors of `serving.errors`, DeadlineExpiredError between stages.
+    """
+
+    @property
+    def bundle_id(self) -> str:
+        """Of the bundle that the answers come from."""
+
+    @property
+    def info(self) -> BundleInfo:
+        """What is served."""
+
+    def retrieve(self, query: RetrieveQuery, deadline: Deadline) -> Retrieved:
+        """The k best items."""
+
+    def score(self, query: ScoreQuery, deadline: Deadline) -> Scored:
+        """Probabilities of rows."""

@@ -15,12 +15,12 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from features.batch import Batch
-from recsys.components import RetrieverPart
+from recsys.components.parts import RetrieverPart
 from recsys.models.interface import ClosedForm
 from recsys.retrieval import Attributes, Index, top_k
 from serving.deadline import Deadline
 from serving.errors import InvalidArgumentError
-from serving.inputs import Column, Inputs, Positions, Subject, catalogue_of, entity_features, positions_of, subject_of
+from serving.inputs import Column, Inputs, Positions, Subject, catalogue_of, positions_of, subject_of, user_columns
 from serving.queries import (
     Fallback,
     FallbackReason,
@@ -44,7 +44,7 @@ class Retrieval:
         self._num_items = len(part.items)
         reads = () if isinstance(part.model, ClosedForm) else part.model.user_inputs
         self._inputs = Inputs(part.entities, reads)
-        self._features = entity_features(part.entities.encoder.schema, "user")
+        self._features = user_columns(part.entities.encoder.schema)
         self._attributes = Attributes(part.items.attributes)
 
     @property
@@ -57,6 +57,13 @@ class Retrieval:
             features=tuple(self._features),
             attributes=tuple(self._attributes.names),
         )
+
+    def warm_up(self) -> None:
+        """Answer for the first user there is."""
+        users = self._part.entities.users
+        if users is not None and len(users.table) and self._num_items:
+            query = RetrieveQuery(k=1, user=users.table.raw_ids[0], excluded=self._part.items.raw_ids[:1])
+            self.answer(query, Deadline.never())
 
     def answer(self, query: RetrieveQuery, deadline: Deadline) -> Retrieved:
         """The candidates; InvalidArgumentError for what cannot be answered, DeadlineExpiredError between stages."""
@@ -140,14 +147,16 @@ class Retrieval:
         return _score_search(self._part.fallback), self._why(query, known=subject.user >= 0)
 
     def _says_something(self, subject: Subject, given: dict[str, Column]) -> bool:
-        """Whether the model reads anything of an unknown user that the request gives."""
+        """Whether the user is known, or the model reads anything that the request gives of him."""
+        if subject.user >= 0:
+            return True
         history = subject.history is not None and len(subject.history) > 0 and self._inputs.max_history > 0
-        return subject.user >= 0 or history or bool(given)
+        return (history or bool(given)) and self._inputs.takes_unknown_user(given)
 
     def _user_batch(self, subject: Subject, given: dict[str, Column]) -> Batch:
         """One row: what the bundle holds for the user (or for an unknown one), and before it what the request gives."""
         users = np.array([subject.user])
-        stored = self._inputs.of_users(users) | self._inputs.sequences(users, subject.history)
+        stored = self._inputs.of_users(users, given) | self._inputs.sequences(users, subject.history, given)
         return Batch(features=stored | given)
 
     def _closed_form(self, model: ClosedForm, subject: Subject) -> Search | None:

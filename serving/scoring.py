@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from features.batch import Batch
-from recsys.components import RankerPart
+from recsys.components.parts import RankerPart
 from serving.deadline import Deadline
 from serving.errors import InvalidArgumentError
 from serving.inputs import (
@@ -31,7 +31,7 @@ class Scoring:
         self._limits = limits
         self._schema = part.entities.encoder.schema
         self._inputs = Inputs(part.entities, part.model.inputs)
-        self._columns = [spec.name for spec in self._schema.features]
+        self._columns = [spec.name for spec in self._schema.inputs]
 
     @property
     def info(self) -> RankingInfo:
@@ -43,20 +43,27 @@ class Scoring:
             tasks=tuple(self._part.model.labels),
         )
 
+    def warm_up(self) -> None:
+        """Look up the first user and item there are; a whole row would need features of an event."""
+        users, items = self._part.entities.users, self._part.entities.items
+        for table in (None if users is None else users.table, items):
+            if table is not None and len(table):
+                positions_of(table, table.raw_ids[:1], table.entity)
+
     def answer(self, query: ScoreQuery, deadline: Deadline) -> Scored:
         """The probabilities; InvalidArgumentError for what cannot be answered, DeadlineExpiredError between stages."""
         num = self._num_rows(query)
         subject = subject_of(self._part.entities, query.user, query.history, self._limits.history)
         users, items = self._users(query, subject), self._items(query)
         deadline.check("features")
-        batch = self._batch(query, users, items, subject, num)
+        batch = self._batch(query, users, np.full(1, -1) if items is None else items, subject, num)
         deadline.check("scores")
         logits: Tensor = self._part.model.logits(batch)
         return Scored(
             scores=logits.sigmoid().reshape(num, -1).numpy(),
             tasks=tuple(self._part.model.labels),
             user_known=bool((users >= 0).all()),
-            unknown_item_ids=int((items < 0).sum()) if query.items is not None else 0,
+            unknown_item_ids=0 if items is None else int((items < 0).sum()),
             unknown_history_ids=subject.unknown_history_ids,
             unread_history_ids=self._inputs.unread(subject),
         )
@@ -85,22 +92,20 @@ class Scoring:
             return np.array([subject.user])
         return positions_of(users.table, column, f"columns[{self._schema.user}]")
 
-    def _items(self, query: ScoreQuery) -> Positions:
-        """The items of the rows, [B] or [1]."""
-        column = query.columns.get(self._schema.item)
-        if column is not None and query.items is not None:
-            raise InvalidArgumentError("items", f"are given twice, accepted: here or as column {self._schema.item!r}")
-        ids, field = (column, f"columns[{self._schema.item}]") if query.items is None else (query.items, "items")
-        if self._part.entities.items is None:
-            if query.items is not None:
-                raise InvalidArgumentError(
-                    "items", f"the bundle has no table of items, accepted: columns {self._columns}"
-                )
-            return np.full(1, -1)
-        if ids is None:
-            self._check_items_described(query)
-            return np.full(1, -1)
-        return positions_of(self._part.entities.items, ids, field)
+    def _items(self, query: ScoreQuery) -> Positions | None:
+        """The items of the rows, [B] or [1]; None when the request describes them by columns alone."""
+        table, own = self._part.entities.items, self._schema.item
+        column = query.columns.get(own)
+        if query.items is not None and column is not None:
+            raise InvalidArgumentError("items", f"are given twice, accepted: here or as column {own!r}")
+        if query.items is not None and table is None:
+            raise InvalidArgumentError("items", f"the bundle has no items, accepted: columns {self._columns}")
+        if query.items is not None and table is not None:
+            return positions_of(table, query.items, "items")
+        if column is not None and table is not None:
+            return positions_of(table, column, f"columns[{own}]")
+        self._check_items_described(query)
+        return None
 
     def _check_items_described(self, query: ScoreQuery) -> None:
         """Without ids of items, every feature of items that the model reads must be a column."""
@@ -112,7 +117,8 @@ class Scoring:
         """The rows [B]: what the bundle holds for users and items, and before it the columns of the request."""
         inputs = self._inputs
         given = inputs.encoded(query.columns, "columns", self._columns)
-        columns = inputs.of_users(users) | inputs.of_items(items) | inputs.sequences(users, subject.history) | given
+        columns = given | inputs.of_users(users, given) | inputs.of_items(items, given)
+        columns |= inputs.sequences(users, subject.history, given)
         for name in inputs.names:
             if name not in columns:
                 raise InvalidArgumentError(

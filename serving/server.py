@@ -22,13 +22,14 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving.pipeline import Pipeline
+from serving.queries import Answerer
 from serving.service import SERVICE, Guard, Service
 from serving.v1 import retrieval_pb2_grpc as rpc
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("serving")
 
 
@@ -137,7 +138,7 @@ class Server:
         await self._grpc.start()
         return replace(self._settings, port=port)
 
-    async def load(self, load: Callable[[], Pipeline]) -> Pipeline:
+    async def load(self, load: Callable[[], Answerer]) -> Answerer:
         """Load the bundle in a thread, then say SERVING."""
         pipeline = await asyncio.to_thread(load)
         self._service.pipeline = pipeline
@@ -164,10 +165,10 @@ def check_free(settings: Settings) -> None:
 
 
 async def serve(
-    load: Callable[[], Pipeline],
+    load: Callable[[], Answerer],
     settings: Settings,
     stop: asyncio.Event,
-    ready: Callable[[Settings, Pipeline], None],
+    ready: Callable[[Settings, Answerer], None],
 ) -> None:
     """Listen, load, call `ready` with the settings (and the port chosen), and serve until `stop`; then drain."""
     server = Server(settings)
@@ -181,10 +182,11 @@ async def serve(
         await stopping
     finally:
         stopping.cancel()
+        loading.cancel()
         await server.drain()
 
 
-def run(load: Callable[[], Pipeline], settings: Settings, say: Callable[[str], None] = print) -> None:
+def run(load: Callable[[], Answerer], settings: Settings, say: Callable[[str], None] = print) -> None:
     """Serve in this process until SIGTERM or SIGINT, with log lines on stderr and one line to `say` when ready.
 
     A second signal ends the process at once. Raises what loading raises, and OSError when the port is in use.
@@ -194,45 +196,47 @@ def run(load: Callable[[], Pipeline], settings: Settings, say: Callable[[str], N
     asyncio.run(_serve_until_signalled(load, settings, say))
 
 
-async def _serve_until_signalled(load: Callable[[], Pipeline], settings: Settings, say: Callable[[str], None]) -> None:
+async def _serve_until_signalled(load: Callable[[], Answerer], settings: Settings, say: Callable[[str], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop_once(number: int) -> None:
+    def stop_once() -> None:
         stop.set()
-        loop.remove_signal_handler(number)
-        signal.signal(number, lambda *_: os._exit(128 + number))
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda received, _: os._exit(128 + received))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_once, number)
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop_once)
     await serve(load, settings, stop, lambda listening, pipeline: say(_greeting(listening, pipeline)))
 
 
-def _greeting(listening: Settings, pipeline: Pipeline) -> str:
+def _greeting(listening: Settings, pipeline: Answerer) -> str:
     return f"serving bundle {pipeline.bundle_id[:12]} on {listening.address}"
 
 
 @contextmanager
-def running(load: Callable[[], Pipeline], settings: Settings) -> Iterator[str]:
+def running(load: Callable[[], Answerer], settings: Settings) -> Iterator[str]:
     """A server in a thread of this process, drained on leaving; gives the address to reach it at.
 
     Example: `with running(lambda: pipeline, Settings(port=0)) as address, Client(address) as client: ...`
     """
-    started: Future[tuple[str, Callable[[], None]]] = Future()
+    started: Future[tuple[str, Callable[[], object]]] = Future()
 
     async def body() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
-        def ready(listening: Settings, _: Pipeline) -> None:
-            started.set_result((listening.address, lambda: loop.call_soon_threadsafe(stop.set) and None))
+        def ready(listening: Settings, _: Answerer) -> None:
+            started.set_result((listening.address, lambda: loop.call_soon_threadsafe(stop.set)))
 
         await serve(load, settings, stop, ready)
 
     with ThreadPoolExecutor(1, thread_name_prefix="server") as thread:
         ended = thread.submit(lambda: asyncio.run(body()))
-        wait((started, ended), return_when=FIRST_COMPLETED)
-        if ended.done():
-            ended.result()
+        either: list[Future[Any]] = [started, ended]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not started.done():
+            ended.result()  # raises what starting raised
         address, stop = started.result()
         try:
             yield address

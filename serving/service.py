@@ -29,7 +29,7 @@ from serving.errors import (
     OverloadedError,
 )
 from serving.messages import bundle_response, retrieve_query_of, retrieve_response, score_query_of, score_response
-from serving.pipeline import Pipeline
+from serving.queries import Answerer
 from serving.v1 import retrieval_pb2 as pb
 from serving.v1 import retrieval_pb2_grpc as rpc
 
@@ -54,14 +54,14 @@ class Service(rpc.CandidateRetrievalServiceServicer):
     """
 
     def __init__(self, workers: Executor, default_deadline_s: float) -> None:
-        self.pipeline: Pipeline | None = None
+        self.pipeline: Answerer | None = None
         self._workers = workers
         self._default_deadline_s = default_deadline_s
 
     async def Retrieve(self, request: pb.RetrieveRequest, context: Any) -> pb.RetrieveResponse:  # noqa: N802
         """See protos/serving/v1."""
 
-        def answer(pipeline: Pipeline, deadline: Deadline) -> pb.RetrieveResponse:
+        def answer(pipeline: Answerer, deadline: Deadline) -> pb.RetrieveResponse:
             found = pipeline.retrieve(retrieve_query_of(request), deadline)
             return retrieve_response(found, pipeline.bundle_id, _token(pipeline))
 
@@ -70,7 +70,7 @@ class Service(rpc.CandidateRetrievalServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
         """See protos/serving/v1."""
 
-        def answer(pipeline: Pipeline, deadline: Deadline) -> pb.ScoreResponse:
+        def answer(pipeline: Answerer, deadline: Deadline) -> pb.ScoreResponse:
             scored = pipeline.score(score_query_of(request), deadline)
             return score_response(scored, pipeline.bundle_id, _token(pipeline))
 
@@ -80,12 +80,12 @@ class Service(rpc.CandidateRetrievalServiceServicer):
         """See protos/serving/v1."""
         return bundle_response(self._loaded().info)
 
-    def _loaded(self) -> Pipeline:
+    def _loaded(self) -> Answerer:
         if self.pipeline is None:
             raise NotReadyError("no bundle is loaded yet")
         return self.pipeline
 
-    async def _in_worker(self, context: Any, answer: Callable[[Pipeline, Deadline], Reply]) -> Reply:
+    async def _in_worker(self, context: Any, answer: Callable[[Answerer, Deadline], Reply]) -> Reply:
         """The answer, from a thread of the pool. Work that nobody waits for any more ends before its next stage."""
         pipeline = self._loaded()
         left = context.time_remaining()
@@ -100,7 +100,7 @@ class Service(rpc.CandidateRetrievalServiceServicer):
             deadline.cancel()
 
 
-def _token(pipeline: Pipeline) -> bytes:
+def _token(pipeline: Answerer) -> bytes:
     return Attribution.of(pipeline.bundle_id).to_token()
 
 

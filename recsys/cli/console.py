@@ -19,6 +19,7 @@ from rich.table import Table
 USER_ERROR = 2
 INTERRUPTED = 75
 PLAIN_EVERY_S = 5.0
+PLAIN_WIDTH = 140
 
 console = Console(stderr=True, highlight=False)
 
@@ -41,7 +42,8 @@ def print_table(title: str, rows: list[Mapping[str, Any]]) -> None:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(highlight=False).print(table)
+    wide = Console(highlight=False)
+    (wide if wide.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -71,7 +73,7 @@ class Meter:
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._tasks: dict[str, Any] = {}
-        self._said = 0.0
+        self._said = time.monotonic()
 
     def update(self, stage: str, done: float, total: float, note: str = "") -> None:
         """Show that `done` of `total` units of `stage` are done."""

@@ -88,7 +88,7 @@ def score(
         answer = client.score(
             user=_one_id(user, catalogue.users_are_texts, "--user"),
             items=item_ids,
-            columns=_values(column, "--column"),
+            columns={name: _as_list(value) for name, value in _values(column, "--column").items()},
             history=_ids(history, catalogue.items_are_texts, "--history"),
         )
     _show_scores(answer, item_ids, json)
@@ -163,3 +163,8 @@ def _values(pairs: list[str] | None, option: str) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A column of the given rows, or of one row, which is repeated."""
+    return value if isinstance(value, list) else [value]

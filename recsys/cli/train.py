@@ -10,7 +10,7 @@ import typer
 
 from recsys.cli.console import INTERRUPTED, Meter, print_json, print_table, say, user_errors
 from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
-from recsys.config import load_config
+from recsys.config import RunConfig, load_config
 from recsys.run import Run, describe_run
 from recsys.training import distributed
 from recsys.training.trainer import Interrupted, Progress
@@ -40,20 +40,21 @@ def train(
         if run.finished:
             say(f"{run.folder} is finished")
         else:
-            _train(run)
+            train_run(run)
         if distributed.rank() == 0:
             _report(run, json)
 
 
 def start(
-    settings: "RunConfig", config_dir: Path, folder: Path, data: tuple[Path | None, Path], resume: bool
+    settings: RunConfig, config_dir: Path, folder: Path, data: tuple[Path | None, Path], resume: bool
 ) -> Run:  # fmt: skip
     """The run in `folder`, new or continued, on data that is prepared when it is not there yet."""
     prepared = prepared_of(settings, config_dir, *data)
     return Run.create(settings, folder, prepared, resume=resume)
 
 
-def _train(run: Run) -> None:
+def train_run(run: Run) -> None:
+    """Train to the end, watched; a signal ends the command with its own exit code, after a checkpoint."""
     watcher = Watcher(run.folder)
     try:
         run.train(observers=(watcher,) if distributed.rank() == 0 else ())

@@ -114,18 +114,20 @@ class EmbeddingCollection(nn.Module):
         All requests together are one step. Raises ValueError naming feature and id when an id is out of range.
         """
         for feature, ids in requests.values():
-            check_ids(ids, self._table(feature).num_embeddings, f"feature {feature!r}")
+            check_ids(ids, self.table(feature).num_embeddings, f"feature {feature!r}")
         calls = self._calls(requests)
         by_store: dict[str, list[Tensor]] = {}
         for _, _, rows in calls.values():
             for store, wanted in rows.items():
                 by_store.setdefault(store, []).append(wanted)
-        vectors = {store: iter(self._clipped(found)) for store, found in self.backend.lookup(by_store).items()}
+        vectors = {store: iter(self._clipped(several)) for store, several in self.backend.lookup(by_store).items()}
         found: dict[Key, Tensor] = {}
         for name, (keys, ids, rows) in calls.items():
             combined = self._tables[name].combine({store: next(vectors[store]) for store in rows}, ids)  # [N, D]
-            parts = [combined] if len(keys) == 1 else combined.split([requests[key][1].numel() for key in keys])
-            found |= {key: part.view(*requests[key][1].shape, part.shape[-1]) for key, part in zip(keys, parts, strict=True)}
+            shapes = [requests[key][1].shape for key in keys]
+            parts = [combined] if len(keys) == 1 else combined.split([shape.numel() for shape in shapes])
+            for key, part, shape in zip(keys, parts, shapes, strict=True):
+                found[key] = part.reshape(*shape, combined.shape[1])
         return {key: found[key] for key in requests}
 
     def _calls(
@@ -143,8 +145,8 @@ class EmbeddingCollection(nn.Module):
         return calls
 
     def _clipped(self, vectors: list[Tensor]) -> list[Tensor]:
-        limit = self.max_row_norm
-        if limit is not None:
+        if self.max_row_norm is not None:
+            limit = self.max_row_norm * self.backend.gradient_scale
             for found in vectors:
                 if found.requires_grad:
                     found.register_hook(lambda grad: grad * (limit / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0))
@@ -165,14 +167,15 @@ class EmbeddingCollection(nn.Module):
     def _spec(self, name: str) -> FeatureSpec:
         return self._specs.get(name) or self.schema.feature(name)
 
-    def _table(self, feature: str) -> EmbeddingTable:
+    def table(self, feature: str) -> EmbeddingTable:
+        """The table that a feature reads; ValueError for a feature without one."""
         if feature not in self._table_of:
             raise ValueError(f"feature {feature!r} reads no table; features that do are {sorted(self._table_of)}")
         return self._tables[self._table_of[feature]]
 
     def embedding_dim(self, feature: str) -> int:
         """D of a feature's vectors."""
-        return self._table(feature).embedding_dim
+        return self.table(feature).embedding_dim
 
     # -- bytes and state ----------------------------------------------------------------------------------------
 
@@ -245,9 +248,7 @@ class EmbeddingCollection(nn.Module):
         shared = [name for name in weights if name in given]
         wrong = [name for name in shared if weights[name].shape != given[name].shape]
         errors += [f"store {name!r} is {tuple(weights[name].shape)}, got {tuple(given[name].shape)}" for name in wrong]
-        with torch.no_grad():
-            for name in set(shared) - set(wrong):
-                weights[name].copy_(given[name])
+        self.backend.load_state({STORES + name: given[name] for name in shared if name not in wrong})
 
 
 def _differences(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -276,7 +277,7 @@ def _fused(layout: Layout, optimizer: TableOptimizer | None, seed: int) -> Store
     except ImportError as error:
         raise ValueError(f"backend 'fused' cannot be used here, backend 'plain' can: {error}") from error
     assert optimizer is not None
-    return FusedStores(layout.stores, optimizer, seed, layout.accesses())
+    return FusedStores(layout.stores, optimizer, seed)
 
 
 def _sharded(layout: Layout, optimizer: TableOptimizer | None, seed: int, sharding: Sharding) -> StoreBackend:
@@ -285,4 +286,4 @@ def _sharded(layout: Layout, optimizer: TableOptimizer | None, seed: int, shardi
     except ImportError as error:
         raise ValueError(f"backend 'sharded' cannot be used here, backend 'plain' can: {error}") from error
     assert optimizer is not None
-    return ShardedStores(layout.stores, optimizer, seed, sharding)
+    return ShardedStores(layout.stores, optimizer, seed, sharding, layout.accesses())

@@ -1,28 +1,34 @@
 """`FusedStores`: fbgemm's table-batched op, called directly; the default backend in one process.
 
-One op looks many stores up in one call; its backward sums the gradients of each row and applies the optimizer at once.
-It is called in pooled mode with one id per bag, its fast form on CPU. What it asks for, and how it gets it:
+The op's backward sums the gradients of each row and applies the optimizer at once. On CPU it is fast only if called so:
 
+- In pooled mode with one id per bag (its mode without pooling builds hash maps, eight times slower).
 - Widths are multiples of 4: stores are padded, pad columns stay zero and are neither saved nor counted as served.
   Row-wise Adagrad averages over the padded row, which a factor on lr and eps undoes; so an op has one true width.
-- Every store of an op has the same number of bags: stores with the same width and equal, known accesses per batch row
-  share an op, those read by lists have one each. Where counts differ all the same, the shorter end in empty bags.
-- Each call updates by itself, so a row may be read by one call per step: two lookups whose backward runs in one go
-  would update one after the other, which is refused in backward (see `_Op.check`). Without gradients there is no limit.
+- An op wants equally many bags of each of its tables, but stores are asked for different amounts; so all stores of a
+  width are one table of the op, each from a row of its own on, and one call serves them whatever the amounts.
+- That table is read as FEATURES = 2 features, access i as bag i // 2 of feature i % 2, so the output is the accesses in
+  order. For a table of several features fbgemm takes its compiled update loop; for one feature it would take a kernel
+  generated at run time, which mixes SSE and AVX instructions: measured 3.5 times slower for row-wise Adagrad on one
+  thread of an AVX-512 Xeon. (That kernel would use many threads, the loop uses one.)
 
+Each call updates by itself, so a row may be read by one call per step: two lookups whose backward runs in one go would
+update one after the other. That is refused, in backward (see `_Accesses`); without gradients there is no limit.
 The only importer of fbgemm beside the sharded backend. CPU tensors.
-Shapes: T stores of an op, C bags per store, d true width, e padded width.
+
+Shapes: C accesses of an op in one step, d true width, e padded width.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.embedding.optimizers import SGD, Adagrad, RowWiseAdagrad, TableOptimizer, padded_dim
-from recsys.embedding.stores import StoreBackend, flat_rows, split_vectors
+from recsys.embedding.stores import StoreBackend
 from recsys.embedding.table import Store
 
 try:
@@ -37,141 +43,179 @@ try:
             SplitTableBatchedEmbeddingBagsCodegen,
         )
 except ImportError as error:
-    raise ImportError(
-        "fbgemm-gpu (on a machine without a GPU: fbgemm-gpu-cpu) is not installed or does not load"
-    ) from error
+    raise ImportError("fbgemm-gpu (without a GPU: fbgemm-gpu-cpu) is not installed or does not load") from error
+
+FEATURES = 2
+MAX_ROWS = 2**31 - 2
 
 
 class FusedStores(StoreBackend):
-    """Stores in fbgemm's own memory, updated by its backward.
+    """Stores in fbgemm's own memory, updated by its backward. ValueError for an optimizer that fbgemm lacks."""
 
-    accesses: rows of a store that one row of a batch reads, None where that varies; it decides which stores share an
-    op. Raises ValueError for an optimizer that fbgemm lacks.
-    """
-
-    def __init__(
-        self, stores: Sequence[Store], optimizer: TableOptimizer, seed: int, accesses: Mapping[str, int | None]
-    ) -> None:
+    def __init__(self, stores: Sequence[Store], optimizer: TableOptimizer, seed: int) -> None:
         super().__init__(stores)
-        self._ops = [_Op(group, optimizer) for group in op_groups(stores, accesses)]
-        for op in self._ops:
-            for store, weight in zip(op.stores, op.weights, strict=True):
-                store.initialise(weight[:, : store.embedding_dim], seed)
+        self._ops = [_Op(group, optimizer) for group in op_groups(stores)]
+        weights = self.weights()
+        for store in stores:
+            store.initialise(weights[store.name], seed)
 
     def lookup(self, requests: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """One call per op that has a requested store."""
-        flat = {store: flat_rows(rows) for store, rows in requests.items()}
-        vectors: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
         for op in self._ops:
-            vectors |= op.lookup(flat)
-        return {store: split_vectors(vectors[store], rows) for store, rows in requests.items()}
+            mine = {store: rows for store, rows in requests.items() if store in op.starts}
+            if mine:
+                found |= op.lookup(mine)
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         """Views without the padding."""
-        return {
-            store.name: weight[:, : store.embedding_dim]
-            for op in self._ops
-            for store, weight in zip(op.stores, op.weights, strict=True)
-        }
+        return {store.name: op.part(store, op.weight) for op in self._ops for store in op.stores}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """Views without the padding; row-wise Adagrad has one number per row."""
+        """Views without the padding."""
         return {
-            store.name: {
-                name: tensor[:, : store.embedding_dim] if tensor.dim() > 1 else tensor for name, tensor in state.items()
-            }
+            store.name: {name: op.part(store, tensor) for name, tensor in op.state.items()}
             for op in self._ops
-            for store, state in zip(op.stores, op.states, strict=True)
+            for store in op.stores
         }
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FusedStores":
+        moved = fn(torch.empty(0))
+        if (moved.device.type, moved.dtype) != ("cpu", torch.float32):
+            raise ValueError(f"backend 'fused' keeps float32 on the CPU, not {moved.dtype} on {moved.device}")
+        return self
 
     def training_bytes(self) -> int:
         """The padded stores."""
-        return sum(weight.nbytes for op in self._ops for weight in op.weights)
+        return sum(op.weight.nbytes for op in self._ops)
 
 
-def op_groups(stores: Sequence[Store], accesses: Mapping[str, int | None]) -> list[list[Store]]:
-    """Stores that share an op: equal width and equal, known accesses per batch row; every other store by itself."""
-    groups: dict[tuple[object, ...], list[Store]] = {}
+def op_groups(stores: Sequence[Store]) -> list[list[Store]]:
+    """Stores that share an op: those of one width, as long as their rows together can be counted in 31 bits."""
+    groups: list[list[Store]] = []
     for store in stores:
-        count = accesses.get(store.name)
-        key = (store.name,) if count is None else (store.embedding_dim, count)
-        groups.setdefault(key, []).append(store)
-    return list(groups.values())
+        if store.num_embeddings > MAX_ROWS:
+            raise ValueError(f"store {store.name!r} has {store.num_embeddings} rows, fbgemm takes at most {MAX_ROWS}")
+        for group in groups:
+            rows = sum(member.num_embeddings for member in group) + store.num_embeddings
+            if group[0].embedding_dim == store.embedding_dim and rows <= MAX_ROWS:
+                group.append(store)
+                break
+        else:
+            groups.append([store])
+    return groups
 
 
 class _Op:
-    """One fbgemm op over stores of one width, and the views into its memory."""
+    """One fbgemm op over the stores of one width: store s is rows starts[s], starts[s] + 1, ... of its one table."""
 
     def __init__(self, stores: Sequence[Store], optimizer: TableOptimizer) -> None:
         self.stores = tuple(stores)
+        self.starts: dict[str, int] = {}
+        total = 0
+        for store in stores:
+            self.starts[store.name] = total
+            total += store.num_embeddings
         self.dim = stores[0].embedding_dim
-        width = padded_dim(self.dim)
         self._op = SplitTableBatchedEmbeddingBagsCodegen(
-            [(store.num_embeddings, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for store in stores],
-            **_fbgemm_optimizer(optimizer, self.dim),
+            [(total, padded_dim(self.dim), EmbeddingLocation.HOST, ComputeDevice.CPU)],
+            feature_table_map=[0] * FEATURES,
             pooling_mode=PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.NONE,
             device=torch.device("cpu"),
+            **_fbgemm_settings(optimizer, self.dim),
         )
-        self.weights: list[Tensor] = self._op.split_embedding_weights()
-        names = list(optimizer.state_shapes(1, 1))
-        states = self._op.split_optimizer_states() if names else [[] for _ in stores]
-        self.states: list[dict[str, Tensor]] = [dict(zip(names, state, strict=True)) for state in states]
-        self._updates = 0
-        self._bags = torch.arange(1)
+        self._state_names = tuple(optimizer.state_shapes(1, 1))
+        self._bind()
+        self.updates = 0
+        self._numbers = torch.arange(1)
 
-    def lookup(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Flat rows of every requested store -> vectors [rows, d]; stores of other ops are passed over."""
-        if not torch.is_grad_enabled():
-            found = zip(self.stores, self.weights, strict=True)
-            wanted = [(store.name, weight) for store, weight in found if store.name in rows]
-            return {name: F.embedding(rows[name], weight)[:, : self.dim] for name, weight in wanted}
-        nothing = torch.empty(0, dtype=torch.int64)
-        asked = [rows.get(store.name, nothing) for store in self.stores]
-        counts = [len(part) for part in asked]
-        bags = max(counts)
-        if not bags:
-            return {store.name: self.weights[0].new_zeros(0, self.dim) for store in self.stores if store.name in rows}
-        out = self._op(torch.cat(asked) if len(asked) > 1 else asked[0], self._offsets(counts, bags))  # [C, T e]
-        updates = self._updates
-        out.register_hook(lambda grad: self.check(updates))
-        parts = out.split(out.shape[1] // len(counts), 1) if len(counts) > 1 else [out]  # T of [C, e]
-        return {
-            store.name: part if (count, part.shape[1]) == (bags, self.dim) else part[:count, : self.dim]
-            for store, part, count in zip(self.stores, parts, counts, strict=True)
-            if store.name in rows
-        }
+    def _bind(self) -> None:
+        self.weight: Tensor = self._op.split_embedding_weights()[0]  # [rows, e]
+        states = self._op.split_optimizer_states()[0] if self._state_names else []
+        self.state: dict[str, Tensor] = dict(zip(self._state_names, states, strict=True))
 
-    def check(self, updates: int) -> None:
-        """Before an update: refuse it when rows have changed since the lookup that it belongs to."""
-        if updates != self._updates:
+    def __getstate__(self) -> dict[str, Any]:
+        """For a deep copy: without the views, which a copy has to take of its own op."""
+        return {name: value for name, value in vars(self).items() if name not in ("weight", "state")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind()
+
+    def part(self, store: Store, tensor: Tensor) -> Tensor:
+        """The rows of a store in a weight or state [rows, e] or [rows], a view without padding."""
+        rows = tensor.narrow(0, self.starts[store.name], store.num_embeddings)
+        return rows[:, : self.dim] if rows.dim() == 2 else rows
+
+    def lookup(self, requests: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """Rows [N, P] of each request into its stores -> vectors [N, P, d], out of one call."""
+        asked = [(store, rows) for store, several in requests.items() for rows in several]
+        flat = [self._shifted(store, rows.flatten()) for store, rows in asked]
+        parts = self._vectors(flat[0] if len(flat) == 1 else torch.cat(flat), [len(rows) for rows in flat])
+        found: dict[str, list[Tensor]] = {store: [] for store in requests}
+        for (store, rows), part in zip(asked, parts, strict=True):
+            found[store].append(part.view(*rows.shape, self.dim))
+        return found
+
+    def _shifted(self, store: str, rows: Tensor) -> Tensor:
+        start = self.starts[store]
+        return rows + start if start else rows
+
+    def _vectors(self, rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        """Rows [C] of the table -> their vectors in parts [size, d]."""
+        parts: tuple[Tensor, ...]
+        if torch.is_grad_enabled() and len(rows):
+            dealt = torch.cat([rows[feature::FEATURES] for feature in range(FEATURES)])
+            out = self._op(dealt, self._bags(len(rows)))  # [ceil(C / 2), 2 e]
+            parts = _Accesses.apply(out, self, sizes)  # type: ignore[no-untyped-call]
+        else:
+            parts = F.embedding(rows, self.weight)[:, : self.dim].split(sizes)
+        return parts
+
+    def _bags(self, count: int) -> Tensor:
+        """Where the bags end: one access each, the last bag of the last feature empty when the count is odd."""
+        bags = -(-count // FEATURES) * FEATURES
+        if len(self._numbers) <= bags:
+            self._numbers = torch.arange(2 * bags)
+        offsets = self._numbers[: bags + 1]
+        return offsets if bags == count else offsets.clamp(max=count)
+
+
+class _Accesses(torch.autograd.Function):
+    """The op's output [ceil(C / 2), 2 e] -> parts [size, d]; its backward, before the op's, joins their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, op: _Op, sizes: list[int]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.op, ctx.sizes, ctx.shape, ctx.updates = op, sizes, out.shape, op.updates
+        rows = out.view(-1, out.shape[1] // FEATURES)
+        parts: tuple[Tensor, ...] = rows[: sum(sizes), : op.dim].split(sizes)
+        return parts
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
+        op: _Op = ctx.op
+        if ctx.updates != op.updates:
             raise RuntimeError(
-                f"stores {[store.name for store in self.stores]} were looked up twice before backward(), which would "
-                "update them twice: look up all that a step needs in one call, as in collection(batch, other)"
+                f"stores {list(op.starts)} were looked up twice before backward(), which would update them twice: "
+                "look up all that a step needs in one call, as in collection(batch, other)"
             )
-        self._updates += 1
-
-    def _offsets(self, counts: Sequence[int], bags: int) -> Tensor:
-        """Ends of the T x C bags: one row each, none in the bags beyond a store's count."""
-        if min(counts) == bags:
-            return self._first(bags * len(counts) + 1)
-        steps = self._first(bags + 1)[1:]
-        before = 0
-        ends = [self._first(1)]
-        for count in counts:
-            ends.append(steps.clamp(max=count) + before)
-            before += count
-        return torch.cat(ends)
-
-    def _first(self, count: int) -> Tensor:
-        """0, 1, ..., count - 1 out of a buffer that grows."""
-        if len(self._bags) < count:
-            self._bags = torch.arange(count)
-        return self._bags[:count]
+        op.updates += 1
+        whole = op.weight.new_empty(ctx.shape)
+        rows = whole.view(-1, whole.shape[1] // FEATURES)
+        rows[:, op.dim :] = 0
+        start = 0
+        for size, grad in zip(ctx.sizes, grads, strict=True):
+            rows[start : start + size, : op.dim] = 0 if grad is None else grad
+            start += size
+        rows[start:] = 0
+        return whole, None, None
 
 
-def _fbgemm_optimizer(optimizer: TableOptimizer, embedding_dim: int) -> dict[str, object]:
-    """The settings with which fbgemm, on padded rows, runs the same rule."""
+def _fbgemm_settings(optimizer: TableOptimizer, embedding_dim: int) -> dict[str, object]:
+    """With which fbgemm, on padded rows, runs the same rule."""
     if isinstance(optimizer, SGD):
         return {"optimizer": OptimType.EXACT_SGD, "learning_rate": optimizer.lr}
     if isinstance(optimizer, Adagrad):

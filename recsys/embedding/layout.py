@@ -26,8 +26,8 @@ class KnowsIds(Protocol):
     def num_embeddings(self, feature: str) -> int | None:
         """Ids lie in [0, this); None for hashed ids."""
 
-    def counts(self, feature: str) -> Tensor:
-        """[num_embeddings] int64: occurrences of each id in the train split."""
+    def counts(self, feature: str) -> Tensor | None:
+        """[num_embeddings] int64: occurrences of each id in the train split; None where they were not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Layout:
         Raises ValueError naming the table that is missing, read by no feature, or cannot be built.
         """
         schema = source if isinstance(source, FeatureSchema) else source.schema
-        readers = _readers(schema, source)
+        readers = readers_by_table(source)
         for what, names in (("is missing", set(readers) - set(specs)), ("has no reader", set(specs) - set(readers))):
             if names:
                 raise ValueError(f"table {min(names)!r} {what}: named {sorted(readers)}, given {sorted(specs)}")
@@ -54,7 +54,7 @@ class Layout:
         for table, features_of in readers.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(hash64(table, salt=f"table#{seed}"))
-                built = specs[table].build(table, list(features_of))
+                built = specs[table].build(table, sorted(features_of, key=lambda reader: reader.name))
             tables |= {f"{table}/{reader.name}": built[reader.name] for reader in features_of}
             table_of |= {name: f"{table}/{reader.name}" for reader, names in features_of.items() for name in names}
         return Layout(schema=schema, tables=tables, table_of=table_of)
@@ -85,8 +85,9 @@ def unique_stores(tables: Iterable[EmbeddingTable]) -> list[Store]:
     return list(stores.values())
 
 
-def _readers(schema: FeatureSchema, source: FeatureSchema | KnowsIds) -> dict[str, dict[Reader, list[str]]]:
+def readers_by_table(source: FeatureSchema | KnowsIds) -> dict[str, dict[Reader, list[str]]]:
     """Table specification -> its readers, each with its features, in the schema's order."""
+    schema = source if isinstance(source, FeatureSchema) else source.schema
     shared: dict[tuple[str, str], list[FeatureSpec]] = {}
     for spec in schema.inputs:
         if spec.is_id:
@@ -104,5 +105,5 @@ def _reader(salt: str, specs: list[FeatureSpec], source: FeatureSchema | KnowsId
         raise ValueError(f"features that share the ids of {salt!r} in table {first.table!r} must agree, got {kinds}")
     known = None if isinstance(source, FeatureSchema) else source
     num_embeddings = known.num_embeddings(first.name) if known else None
-    counts = known.counts(first.name) if known and num_embeddings is not None else None
+    counts = known.counts(first.name) if known else None
     return Reader(name=salt, salt=salt, num_embeddings=num_embeddings, chunks=first.chunks, counts=counts)

@@ -7,7 +7,7 @@ them over ranks and updates each row once. What torchrec asks for, and how it ge
 - Row-wise goes through its EmbeddingCollection, one per padded width since it refuses mixed widths (on CPU it has no
   row-wise bags). Table-wise goes through its EmbeddingBagCollection with one id per bag, the fast form on CPU; there
   all keys have as many bags as the longest, so stores that lists read have one each, and shorter keys end in empty
-  bags. These read nothing and have no gradient, and a rank without any row sends one: without a bag it crashes.
+  bags. These read nothing and have no gradient. A rank without any row sends one: it can crash without a bag.
 - Widths, optimizers and exact row-wise Adagrad: as in fused.py, so every row has the same bits of state there and here.
 - It divides the gradients of tables by W. A rank's loss is W times its share of the global loss, so the result is that
   of one process with the whole batch.
@@ -39,7 +39,8 @@ from recsys.embedding.table import Store
 
 try:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchrec's own, on import
+        warnings.simplefilter("ignore")  # dozens of deprecations of torch and torchrec, on import
+        from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
         from torchrec import EmbeddingBagCollection, EmbeddingCollection, KeyedJaggedTensor
         from torchrec.distributed.embedding import EmbeddingCollectionSharder
         from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -47,7 +48,6 @@ try:
         from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise, table_wise
         from torchrec.distributed.types import BoundsCheckMode, ShardingEnv
         from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
-        from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
         from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as TorchrecRowWiseAdagrad
 except ImportError as error:
     raise ImportError("torchrec, or the fbgemm-gpu that it needs, is not installed or does not load") from error
@@ -199,7 +199,8 @@ class _Exchange(ABC):
         for store, key in zip(stores, self._keys, strict=True):
             parameter = f"{self.tables}.{key}.weight"
             self.weights[store.name] = _local(weights[parameter])
-            self.states[store.name] = [_local(state)[0] for state in states[parameter].values()]
+            live = states.get(parameter, {}).values()  # a rank that holds nothing of a store has no entry
+            self.states[store.name] = [_local(state)[0] for state in live] or _no_rows(optimizer, store, self._device)
 
     def _sharded(self, optimizer: TableOptimizer, owners: Mapping[str, int]) -> Any:
         """The sharded module, a table for each store; its initial values mean nothing."""
@@ -208,7 +209,8 @@ class _Exchange(ABC):
         plan = {}
         for store, key in zip(self.stores, self._keys, strict=True):
             kind, settings = torchrec_optimizer(optimizer, store.embedding_dim)
-            apply_optimizer_in_backward(kind, [getattr(whole, self.tables)[key].weight], settings)
+            with torch.enable_grad():
+                _apply_optimizer_in_backward(kind, [getattr(whole, self.tables)[key].weight], settings)
             plan[key] = self.placement(owners.get(store.name))
         sharder = self.sharder_type(fused_params={"bounds_check_mode": BoundsCheckMode.NONE})  # tables check their ids
         world_size = dist.get_world_size()
@@ -350,8 +352,14 @@ def _local(sharded: Any) -> tuple[Tensor, int]:
     """The live part on this rank of a ShardedTensor and the number of its first row; no rows where it holds none."""
     shards = sharded.local_shards()
     if not shards:
-        return torch.empty((0, *sharded.size()[1:]), device=device_of_ranks()), 0
+        return torch.empty((0, *sharded.metadata().size[1:]), device=device_of_ranks()), 0
     return shards[0].tensor, shards[0].metadata.shard_offsets[0]
+
+
+def _no_rows(optimizer: TableOptimizer, store: Store, device: torch.device) -> list[Tensor]:
+    """Optimizer state of no rows."""
+    shapes = optimizer.state_shapes(0, store.embedding_dim).values()
+    return [torch.empty(shape, device=device) for shape in shapes]
 
 
 def _spread(local: Tensor, store: Store, mesh: DeviceMesh) -> DTensor:

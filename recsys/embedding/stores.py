@@ -28,7 +28,12 @@ from recsys.embedding.table import Store
 
 
 class StoreBackend(nn.Module, ABC):
-    """Holds the stores, looks rows up, updates them in backward."""
+    """Holds the stores, looks rows up, updates them in backward.
+
+    gradient_scale: what the gradients at the vectors are too large by; W where a rank's loss is W times its share.
+    """
+
+    gradient_scale: float = 1.0
 
     def __init__(self, stores: Sequence[Store]) -> None:
         super().__init__()
@@ -70,10 +75,11 @@ class StoreBackend(nn.Module, ABC):
         return named
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Overwrite the values under the names of `state()`; names and shapes were checked by the collection."""
+        """Overwrite some or all of `state()`; names and shapes were checked by the collection."""
+        own = self.state()
         with torch.no_grad():
-            for name, tensor in self.state().items():
-                tensor.copy_(state[name])
+            for name, given in state.items():
+                own[name].copy_(given)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Nothing: the collection writes the stores under names that every backend shares."""

@@ -183,9 +183,13 @@ class TableSpec(Value, ABC):
     def build(self, name: str, readers: Sequence[Reader]) -> dict[str, EmbeddingTable]:
         """One table for each reader, by the reader's name.
 
-        name: the specification's key, the first part of the names of its stores.
+        name: the specification's key, the first part of the names of its stores. readers: in the order of their names.
         Raises ValueError when the readers or the budget do not suit.
         """
+
+    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int | None:
+        """The most bytes that the served tables of these readers take together; None where nothing is promised."""
+        return None
 
 
 class DenseTable(TableSpec):

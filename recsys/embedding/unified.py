@@ -15,9 +15,7 @@ Memory: M x chunk_dim x 4 bytes, whatever the number of features.
 Shapes: N flat ids, k chunks of a reader, d chunk_dim, M rows of the store.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Self
 
 import torch
@@ -25,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from features.vocab import hash64, mix64
+from recsys.embedding.budget import budget_bytes, parse_budget
 from recsys.embedding.table import (
     EmbeddingTable,
     Init,
@@ -34,8 +33,6 @@ from recsys.embedding.table import (
     Uniform,
     known_num_embeddings,
 )
-
-UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class UnifiedTable(TableSpec):
@@ -77,27 +74,25 @@ class UnifiedTable(TableSpec):
             reader.name: HashedChunks(reader, store, self._salts(reader), slices[reader.name]) for reader in readers
         }
 
+    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int:
+        """The budget, or the bytes of M rows."""
+        if self.num_embeddings is not None:
+            return self.num_embeddings * self.chunk_dim * 4
+        widths = {reader: len(self._salts(reader)) * self.chunk_dim for reader in readers}
+        return budget_bytes(self.budget or "", name, widths)
+
     def _total_rows(self, name: str, readers: Sequence[Reader]) -> int:
-        """M: the given number, or the most rows that fit the budget."""
+        """M: the most rows that fit."""
         minimum = 1 if self.multiplexed else len(readers)
         row_bytes = self.chunk_dim * 4
-        rows = self.num_embeddings
-        if rows is None:
-            rows = self._budget_bytes(name, readers) // row_bytes
+        rows = self.max_bytes(name, readers) // row_bytes
         if rows < minimum:
+            given = self.budget or f"num_embeddings = {self.num_embeddings}"
             raise ValueError(
-                f"table {name!r}: {self.budget or f'num_embeddings = {rows}'} is too small, the minimum is "
-                f"{minimum * row_bytes}B: {minimum} rows of {self.chunk_dim} floats"
+                f"table {name!r}: {given} is too small, the minimum is {minimum * row_bytes}B: "
+                f"{minimum} rows of {self.chunk_dim} floats"
             )
         return rows
-
-    def _budget_bytes(self, name: str, readers: Sequence[Reader]) -> int:
-        amount, is_share = parse_budget(self.budget or "")
-        if not is_share:
-            return int(amount)
-        what = f"budget {self.budget}"
-        widths = {reader: len(self._salts(reader)) * self.chunk_dim for reader in readers}
-        return int(amount * sum(known_num_embeddings(name, what, reader) * 4 * widths[reader] for reader in readers))
 
     def _salts(self, reader: Reader) -> list[int]:
         count = self.chunks or reader.chunks
@@ -123,15 +118,6 @@ class HashedChunks(EmbeddingTable):
     def combine(self, vectors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         """The chunks of each id, concatenated in their order."""
         return vectors[self.store].flatten(1)  # [N, k d]
-
-
-def parse_budget(text: str) -> tuple[Fraction, bool]:
-    """Of "25MiB": (bytes, False); of "10%": (1/10, True). ValueError names what is accepted."""
-    match = re.fullmatch(r"([0-9]+|[0-9]*\.[0-9]+) ?(%|[A-Za-z]+)", text)
-    if match is None or match[2] not in (*UNITS, "%") or not Fraction(match[1]):
-        raise ValueError(f"budget {text!r} must be a positive number with one of %, {', '.join(UNITS)}, as in '25MiB'")
-    amount = Fraction(match[1])
-    return (amount / 100, True) if match[2] == "%" else (amount * UNITS[match[2]], False)
 
 
 def slice_rows(num_embeddings: Mapping[str, int], total: int) -> dict[str, tuple[int, int]]:

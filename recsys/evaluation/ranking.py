@@ -8,8 +8,8 @@ is left after masking what u has already:
     map@k  = sum_{j<=k} rel_j * precision@j  /  min(k, |R_u|)
 
 `ndcg_hits_ideal` is what the public code of NGCF and KGAT calls nDCG: its ideal list holds the model's own hits among
-the first 100 instead of R_u, so one hit at rank 1 of seven relevant items scores 1 instead of .2749. It is here to
-compare with numbers published that way, and for nothing else.
+the first 100 (`hits_depth`) instead of R_u, so one hit at rank 1 of seven relevant items scores 1 instead of .2749. It
+is here to compare with numbers published that way, and for nothing else.
 
 Users without held-out items are left out and counted. Equal scores rank by lowest item position. Not here: sampled
 candidates, on which metrics are inconsistent, and rows with labels (`ctr.py`).
@@ -27,7 +27,6 @@ from torch import Tensor
 from features.batch import Jagged
 from recsys.retrieval.topk import top_k
 
-HITS_DEPTH = 100  # how deep ndcg_hits_ideal looks for the hits of its ideal list
 MAX_CELLS = 1 << 25  # scores of a chunk of users: 128 MiB in float32
 Metric = Callable[[Tensor, Tensor, int], Tensor]  # relevance [B, K] float64, |R_u| [B], k -> [B] float64
 
@@ -67,7 +66,7 @@ def ndcg(relevance: Tensor, num_relevant: Tensor, k: int) -> Tensor:
 
 
 def ndcg_hits_ideal(relevance: Tensor, num_relevant: Tensor, k: int) -> Tensor:
-    """DCG / the DCG of the own hits among the first `HITS_DEPTH` moved to the front; 0 without hits."""
+    """DCG / the DCG of the own hits, of all K ranks given, moved to the front; 0 without hits."""
     ideal = _dcg(relevance.sort(dim=1, descending=True).values, k)
     return _dcg(relevance, k) / ideal.where(ideal > 0, 1)
 
@@ -85,14 +84,16 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RankingProtocol:
-    """What is measured: list lengths, metrics, and how many users are scored at a time (None: by `MAX_CELLS`).
+    """What is measured.
 
-    Raises ValueError naming the metric or number that is not accepted.
+    ks: list lengths. metrics: names in `METRICS`. chunk: users scored at a time (None: by `MAX_CELLS`). hits_depth: how
+    deep ndcg_hits_ideal looks for hits. Raises ValueError naming the metric or number that is not accepted.
     """
 
     ks: Sequence[int] = (20,)
     metrics: Sequence[str] = ("recall", "ndcg", "precision", "hit", "mrr", "map")
     chunk: int | None = None
+    hits_depth: int = 100
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
@@ -106,7 +107,7 @@ class RankingProtocol:
     @property
     def depth(self) -> int:
         """The longest list that any of the metrics looks at."""
-        return max(*self.ks, HITS_DEPTH) if "ndcg_hits_ideal" in self.metrics else max(self.ks)
+        return max(*self.ks, self.hits_depth) if "ndcg_hits_ideal" in self.metrics else max(self.ks)
 
 
 DEFAULT = RankingProtocol()

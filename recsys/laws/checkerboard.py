@@ -82,9 +82,9 @@ class Checkerboard:
 
     def batch(self, users: Tensor, items: Tensor) -> Batch:
         """Rows of users and items [B] as a loader gives them: a history lacks the row's own item."""
-        both = self._inputs("user", users, users, items).features | self.item_batch(items).features
+        features = {**self._inputs("user", users, users, items).features, **self.item_batch(items).features}
         liked = ((users + items) % 2 == 0).float()
-        return Batch(features=both, labels={"liked": liked}, row_ids=torch.arange(len(users)))
+        return Batch(features=features, labels={"liked": liked}, row_ids=torch.arange(len(users)))
 
     def _inputs(self, entity: str, positions: Tensor, users: Tensor, targets: Tensor) -> Batch:
         names = [spec.name for spec in self.encoder.schema.inputs if spec.entity == entity]

@@ -102,7 +102,7 @@ def laws_of(name: str) -> tuple[Law, ...]:
 
 
 def overfits_eight_examples(case: Case) -> None:
-    """Of eight rows of eight users and items the labels are told apart, or each user's item ranks first of the eight."""
+    """Of eight rows, all of other users and items, labels are told apart, or each user's item ranks first."""
     world = case.world()
     items = torch.tensor([4, 6, 5, 7, 9, 8, 10, 11] if issubclass(model_class(case.name), Ranker) else range(4, 12))
     eight = world.rows(torch.cat([_row(world, user, int(item)) for user, item in enumerate(items)]))
@@ -123,7 +123,7 @@ def every_parameter_is_trained(case: Case) -> None:
     before = {name: store.clone() for name, store in model.collection.backend.weights().items()}
     for phase in phases_of(model, world, epochs=1, batch_size=len(world.users)):
         batch, _ = next(phase.batches(0, 0))
-        phase.loss(batch, STEP).mean().backward()  # type: ignore[no-untyped-call]
+        phase.loss(batch, STEP).mean().backward()
     for name, parameter in model.named_parameters():
         _require(parameter.grad is not None and bool(parameter.grad.any()), f"parameter {name!r} has no gradient")
     for name, store in model.collection.backend.weights().items():
@@ -161,7 +161,7 @@ def empty_lists_are_harmless(case: Case) -> None:
     for phase in phases_of(model, world, epochs=1, batch_size=32):
         batch, _ = next(phase.batches(0, 0))
         losses = phase.loss(_without_lists(batch), STEP)
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        losses.mean().backward()
         _require(bool(losses.isfinite().all()), f"losses are not finite: {losses.tolist()}")
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     for name, tensor in (gradients | model.collection.backend.weights()).items():
@@ -271,7 +271,7 @@ def update(phase: Phase, batch: Batch, step: Step) -> None:
     objective = (phase.loss(batch, step) * weights).sum() / weights.sum()
     if phase.penalty is not None:
         objective = objective + phase.penalty(batch, step)
-    objective.backward()  # type: ignore[no-untyped-call]
+    objective.backward()
     for optimizer in phase.optimizers:
         optimizer.step()
 

@@ -6,7 +6,6 @@ A name is a key of `MODELS` or "package.module:Name" for a class of the user's.
 from collections.abc import Callable, Sequence
 
 from features.encoder import Encoder
-
 from features.values import Value
 from recsys.config import ModelConfig, import_name, parse_options
 from recsys.embedding.collection import EmbeddingCollection

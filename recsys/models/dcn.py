@@ -6,11 +6,11 @@ Shapes: B rows, W width of all inputs together, T labels.
 from typing import Literal
 
 import torch
-from features.encoder import Encoder
 from pydantic import Field
 from torch import Tensor, nn
 
 from features.batch import Batch
+from features.encoder import Encoder
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.models.interface import Ranker
 from recsys.models.layers import MLP, CrossNetwork, check_pooled, input_columns, input_width
@@ -26,7 +26,11 @@ class DCN(Ranker):
     """
 
     class Config(RankerOptions):
-        """cross_layers: 0 leaves an MLP. hidden: widths of the MLP; () leaves the crosses alone."""
+        """Settings of both parts.
+
+        cross_layers: their number; 0 leaves the MLP. hidden: widths of the MLP; () leaves the crosses. structure: how
+        the two are joined, see the class.
+        """
 
         cross_layers: int = Field(default=2, ge=0)
         hidden: tuple[int, ...] = (256, 128)

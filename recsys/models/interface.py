@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from features.encoder import Encoder
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from features.batch import Batch, Jagged
+from features.encoder import Encoder
 from features.spec import FeatureSchema, FeatureSpec
 from features.values import Value
 from recsys.embedding.collection import EmbeddingCollection
@@ -60,10 +60,16 @@ class EmbeddingModel(nn.Module):
         self.collection = collection
         self.config = config
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are, and batches must be."""
+        return next(iter(self.collection.backend.weights().values())).device
+
     def optimizers(self, settings: PhaseSettings) -> tuple[torch.optim.Optimizer, ...]:
         """One over the dense parameters, those of compressed tables included; none where there are none.
 
-        Rows of tables are not among them: a collection with an optimizer updates its own, within `backward()`.
+        Rows of tables are not among them, since a collection updates its own within `backward()`; only those of a
+        collection without an optimizer are ordinary parameters.
         """
         parameters = list(self.parameters())
         return (settings.make_optimizer(parameters),) if parameters else ()
@@ -216,12 +222,12 @@ class Retriever(EmbeddingModel, Recommender):
     def item_matrix(self, view: DataView, chunk_size: int = 65536) -> Tensor:
         """Vectors of the whole catalogue, [n, D], `chunk_size` items at a time, with the weights as they stand."""
         chunks = torch.arange(view.num_items).split(chunk_size)
-        return torch.cat([self.item_vectors(view.item_batch(chunk)) for chunk in chunks])
+        return torch.cat([self.item_vectors(view.item_batch(chunk).to(self.device)) for chunk in chunks])
 
     @torch.no_grad()
     def score_users(self, view: DataView, users: Tensor, items: Tensor) -> Tensor:
         """User positions [B] and item vectors [n, D] -> scores [B, n]."""
-        return scores_of(self.user_vectors(view.user_batch(users)), items)
+        return scores_of(self.user_vectors(view.user_batch(users).to(self.device)), items)
 
     def scorer(self, view: DataView) -> Callable[[Tensor], Tensor]:
         """Scores by the inner products of `item_matrix`, which is computed once, here."""
@@ -245,7 +251,10 @@ def _train_phase(
 
 
 def chosen_inputs(schema: FeatureSchema, names: Sequence[str]) -> tuple[FeatureSpec, ...]:
-    """The named inputs of the schema, all of them for (); ValueError with the nearest name for an unknown one."""
+    """The named inputs of the schema, all of them for (); ValueError for a name that is unknown or stands twice."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(f"features of the model must be unique, {twice} stand twice")
     return tuple(schema.feature(name) for name in names) if names else schema.inputs
 
 

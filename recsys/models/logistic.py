@@ -4,10 +4,10 @@ Shapes: B rows, T labels.
 """
 
 import torch
-from features.encoder import Encoder
 from torch import Tensor, nn
 
 from features.batch import Batch
+from features.encoder import Encoder
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.models.interface import Ranker
 from recsys.models.layers import check_pooled, dense_column, input_columns

@@ -3,10 +3,10 @@
 Shapes: B users, n items, D embedding_dim.
 """
 
-from features.encoder import Encoder
 from torch import Tensor
 
 from features.batch import Batch
+from features.encoder import Encoder
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.models.interface import Retriever, Vectors
 from recsys.models.layers import looked_up

@@ -1,7 +1,7 @@
 """What a step of a retriever costs each row: its positive against negatives shared by the rows of the global batch.
 
-Each row is a positive (user, item) pair. With u the user's vectors, v an item's, and t the temperature,
-s(u, v) = max over M of <u, v> / t. The pool of negatives is
+Each row is a positive pair of a user and an item; its first label, if it has one, is above 0. With the vectors u of the
+user, v of the item, and the temperature t, s(u, v) = max over M of <u, v> / t. The pool of negatives is
 
     sampled_softmax, bpr   m items of the catalogue, drawn uniformly, the same for all rows and on all ranks
     in_batch               the R items of the global batch's rows, and m drawn ones
@@ -84,11 +84,12 @@ class RetrievalLoss:
         return self.config.loss == "in_batch" and self.config.log_q is not False
 
     def __call__(self, batch: Batch, step: Step) -> Tensor:
-        """The loss of each row, [B]."""
+        """The loss of each row, [B]. Raises ValueError for a row that is no positive."""
+        self._refuse_negatives(batch)
         drawn = uniform(self.data.num_items, (self.config.num_negatives,), step.generator())  # [m]
-        drawn_items = self.data.item_batch(drawn)
         ids = batch.ids(self.model.schema.item)  # [B]
-        drawn_ids = drawn_items.ids(self.model.schema.item).to(ids.device)  # [m]
+        drawn_items = self.data.item_batch(drawn).to(ids.device)
+        drawn_ids = drawn_items.ids(self.model.schema.item)  # [m]
 
         inputs = self.model.item_inputs
         users, items = self.model.both_vectors(batch, concat([part(batch, inputs), part(drawn_items, inputs)]))
@@ -108,6 +109,14 @@ class RetrievalLoss:
             positive = positive - self.shares.log_q(ids, num_rows, len(drawn_ids))
             negatives = negatives - self.shares.log_q(pool_ids, num_rows, len(drawn_ids))
         return (bpr if self.config.loss == "bpr" else sampled_softmax)(positive, negatives, masked)
+
+    def _refuse_negatives(self, batch: Batch) -> None:
+        for label in self.model.schema.labels[:1]:
+            if label.name in batch.labels and bool((batch.labels[label.name] <= 0).any()):
+                raise ValueError(
+                    f"a retriever trains on positive rows, but label {label.name!r} is 0 in some: "
+                    "prepare the data with examples = 'positive'"
+                )
 
 
 class ItemShares:

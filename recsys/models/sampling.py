@@ -49,7 +49,7 @@ class Numbering:
 class KnownPairs:
     """A set of (user, item) pairs, numbers below num_users and num_items, as sorted keys user * num_items + item.
 
-    Memory: 8 bytes a pair, 8 a user.
+    Memory: 16 bytes a pair, 8 a user.
     """
 
     def __init__(self, users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:
@@ -57,11 +57,11 @@ class KnownPairs:
         self.num_items = num_items
         self.keys = (users * num_items + items).unique()  # [P], sorted
         starts = torch.arange(num_users + 1) * num_items
-        self.offsets = torch.searchsorted(self.keys, starts)  # [num_users + 1]
+        self.by_user = Jagged(values=self.keys % num_items, offsets=torch.searchsorted(self.keys, starts))
 
     @staticmethod
     def of(interactions: csr_matrix) -> "KnownPairs":
-        """The non-zero entries of a matrix [num users, num items]."""
+        """The stored entries of a matrix [num users, num items]."""
         pairs = interactions.tocoo()
         return KnownPairs(_int64(pairs.row), _int64(pairs.col), *interactions.shape)
 
@@ -76,11 +76,10 @@ class KnownPairs:
     def mask(self, users: Tensor, items: Tensor) -> Tensor:
         """Users [B], items [n] -> [B, n], True where known; users and items outside the numbers are in no pair.
 
-        Walks the users' own pairs instead of all B x n: 2,048 x 1,024 in about 4 ms on one core for Gowalla.
+        Walks the users' own pairs instead of all B x n: 2,048 x 1,024 in 8 ms on one core for Gowalla.
         """
-        rows = Jagged(values=self.keys % self.num_items, offsets=self.offsets)
         inside = users < self.num_users
-        theirs = rows.select(users[inside])
+        theirs = self.by_user.select(users[inside])
         distinct, columns = items.unique(return_inverse=True)  # items may repeat
         place = torch.searchsorted(distinct, theirs.values).clamp(max=len(distinct) - 1)
         hit = distinct[place] == theirs.values

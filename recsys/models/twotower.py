@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
-from features.encoder import Encoder
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from features.batch import Batch
+from features.encoder import Encoder
 from features.spec import FeatureSpec
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.models.interface import Retriever, Vectors
@@ -25,10 +25,15 @@ class TwoTower(Retriever):
     User side: the user's features and pooled histories, with the id if `features` names it or names nothing; a history
     reads the item table that the item side reads. f and g are MLPs over the inputs side by side, or the plain sum of
     the inputs' vectors, which adds no parameters. Covington et al. 2016 (mean-pooled history), Yi et al. 2019 (loss).
+    New users are served when the inputs hold no user id: features = ["item", "history"].
     """
 
     class Config(RetrieverOptions):
-        """tower: "mlp" or "sum". layers: widths of the MLPs, of which the last is D (mlp only; None = (128, 64))."""
+        """Other defaults than a retriever's: loss "in_batch", no drawn negatives beside it.
+
+        tower: "mlp", or "sum" of inputs of one width. layers: widths of the MLPs, of which the last is D (tower "mlp"
+        only; None = (128, 64)).
+        """
 
         loss: Literal["sampled_softmax", "bpr", "in_batch"] = "in_batch"
         num_negatives: int = Field(default=0, ge=0)

@@ -301,4 +301,5 @@ def _described(error: ValidationError) -> str:
         return f"{place}: unknown kind {came!r}; kinds are {', '.join(KINDS)}"
     if first["type"] == "extra_forbidden":
         return f"{place}: unknown field"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+    came = repr(first["input"])
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}, got {came[:80]}{'...' * (len(came) > 80)}"

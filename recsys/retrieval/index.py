@@ -7,11 +7,12 @@ items are not an index's business: the caller asks for more and drops them.
 Shapes: Q queries, M vectors of a query, D embedding_dim, n vectors in the index, P positions of the catalogue, K = k.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE = "index.safetensors"
-FORMAT = "1"
+FORMAT = 1
 MAX_CELLS = 1 << 24  # scores held at once: 64 MiB in float32
 ITEM_CHUNK = 1 << 16  # vectors scored at once
+GATHERED_SHARE = 0.15  # below it, gathering the allowed vectors is faster than scoring all
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,27 @@ class Hits:
 class Index(ABC):
     """Vectors of items to be searched. A subclass names its `kind` and gives `_search`, `_tensors` and `_from_tensors`.
 
-    `recsys.laws.index` states what every index keeps.
+    positions [n] int64, rising: the item of each vector; the vectors are rows 0..n - 1 in this order. num_positions: P,
+    the length of `allowed`. `recsys.laws.index` states what every index keeps.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, embedding_dim: int, num_positions: int):
+    def __init__(self, embedding_dim: int, positions: Tensor, num_positions: int) -> None:
         self.embedding_dim = embedding_dim
+        self.positions = positions
         self.num_positions = num_positions
 
-    @abstractmethod
     def __len__(self) -> int:
-        """n, the vectors held."""
+        """The number of vectors, n."""
+        return len(self.positions)
 
     @abstractmethod
-    def _search(self, queries: Tensor, k: int, rows: Tensor | None) -> Hits:
-        """Checked queries [Q, M, D] float32; rows: the allowed row numbers, rising, or None for all."""
+    def _search(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores [Q, K] and rows [Q, K], best first; a row of -1 (score -inf) is padding.
 
-    @abstractmethod
-    def _rows(self, allowed: Tensor) -> Tensor:
-        """The row numbers, rising, whose positions the bitmap [P] allows."""
+        queries [Q, M, D] are checked. allowed: bool [n], by row, or None. k is at most the number of allowed rows.
+        """
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
@@ -85,7 +88,7 @@ class Index(ABC):
     @classmethod
     @abstractmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], num_positions: int) -> Self:
-        """The inverse of `_tensors`; checked tensors, which may be mapped."""
+        """The inverse of `_tensors`; the tensors may be mapped. Raises KeyError for one that is missing."""
 
     def search(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> Hits:
         """The k best of the allowed items for each query: sorted by score, unique, equal scores by rising position.
@@ -96,28 +99,36 @@ class Index(ABC):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         queries = self._checked_queries(queries)
-        rows = None if allowed is None else self._rows(self._checked_allowed(allowed))
-        found = len(self) if rows is None else len(rows)
-        hits = self._search(queries, min(k, found), rows) if found else Hits(*_padding(len(queries), 0))
-        return _padded(hits, k)
+        mask = None if allowed is None else self._of_rows(allowed)
+        k_found = min(k, len(self) if mask is None else int(mask.sum()))
+        ids, scores = _padding(len(queries), k)
+        if k_found and len(queries):
+            found_scores, rows = self._search(queries, k_found, mask)
+            scores[:, :k_found] = found_scores
+            ids[:, :k_found] = self.positions[rows].where(rows >= 0, -1)
+        return Hits(ids, scores)
 
     def save(self, folder: Path | str) -> None:
         """Write one safetensors file into `folder`, which is made when it is not there."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        metadata = {"kind": self.kind, "format": FORMAT, "num_positions": str(self.num_positions)}
+        about = json.dumps({"format": FORMAT, "kind": self.kind, "num_positions": self.num_positions})
+        metadata = {"index": about}  # one key: safetensors writes several in no fixed order
         storage.write_bytes(folder / FILE, save(self._tensors(), metadata=metadata))
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
         """The index saved in `folder`, its vectors mapped, not read. Raises ValueError naming the file."""
         path = Path(folder) / FILE
-        metadata = read_metadata(path)
-        if metadata.get("kind") != cls.kind or metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} holds {metadata}; {cls.__name__} reads kind {cls.kind!r}, format {FORMAT}")
+        about = read_about(path)
+        if about.get("kind") != cls.kind or about.get("format") != FORMAT:
+            raise ValueError(f"{path} holds {about}; {cls.__name__} reads kind {cls.kind!r}, format {FORMAT}")
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return cls._from_tensors(tensors, int(metadata["num_positions"]))
+        try:
+            return cls._from_tensors(tensors, int(about["num_positions"]))
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}; it is no index of kind {cls.kind!r}") from None
 
     def _checked_queries(self, queries: Tensor) -> Tensor:
         if queries.dim() not in (2, 3) or queries.shape[-1] != self.embedding_dim:
@@ -132,70 +143,65 @@ class Index(ABC):
             raise ValueError("queries [Q, M, D] need at least one vector each, got M = 0")
         return queries.float() if queries.dim() == 3 else queries.float()[:, None]
 
-    def _checked_allowed(self, allowed: Tensor) -> Tensor:
+    def _of_rows(self, allowed: Tensor) -> Tensor:
+        """A bitmap over positions [P] as one over rows [n]."""
         if allowed.dtype != torch.bool or list(allowed.shape) != [self.num_positions]:
             came = f"{allowed.dtype} {list(allowed.shape)}"
             raise ValueError(f"allowed must be a bool bitmap [{self.num_positions}], one per item, got {came}")
-        return allowed
+        return allowed if len(self) == self.num_positions else allowed[self.positions]
 
 
 class ExactIndex(Index):
     """Scores every allowed vector: the definition that other indexes are measured against.
 
     vectors: [n, D] floating point, kept as float32. positions: int64 [n] unique, the item position of each vector
-    (default 0..n - 1). num_positions: P, the length of `allowed` (default: the largest position + 1).
-    Memory beside the vectors: at most `MAX_CELLS` scores and, with `allowed`, `ITEM_CHUNK` gathered vectors.
+    (default 0..n - 1). num_positions: the length of `allowed` (default: the largest position + 1).
+    Memory beside the vectors: at most `MAX_CELLS` scores, and `ITEM_CHUNK` vectors when few are allowed.
 
     Example: `ExactIndex(item_vectors).search(user_vectors, k=10).ids` is [Q, 10].
     """
 
     kind = "exact"
 
-    def __init__(self, vectors: Tensor, positions: Tensor | None = None, *, num_positions: int | None = None):
+    def __init__(self, vectors: Tensor, positions: Tensor | None = None, *, num_positions: int | None = None) -> None:
         _check_vectors(vectors)
         positions = torch.arange(len(vectors)) if positions is None else positions
         highest = _check_positions(positions, len(vectors))
         num_positions = highest + 1 if num_positions is None else num_positions
         if num_positions <= highest:
             raise ValueError(f"num_positions is {num_positions}, but position {highest} is in the index")
-        super().__init__(vectors.shape[1], num_positions)
         if bool((positions.diff() < 0).any()):
-            positions, order = positions.sort()  # rows in the order of positions: the lowest row is the lowest position
+            positions, order = positions.sort()
             vectors = vectors[order]
+        super().__init__(vectors.shape[1], positions, num_positions)
         self.vectors = vectors.float().contiguous()  # [n, D]
-        self.positions = positions  # [n]
 
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def _rows(self, allowed: Tensor) -> Tensor:
-        return allowed[self.positions].nonzero()[:, 0]
-
-    def _search(self, queries: Tensor, k: int, rows: Tensor | None) -> Hits:
+    def _search(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
         step = max(1, MAX_CELLS // (queries.shape[1] * min(ITEM_CHUNK, len(self))))
-        parts = [self._search_some(chunk, k, rows) for chunk in queries.split(step)]
-        scores, found = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Hits(self.positions[found], scores)
+        parts = [self._search_some(chunk, k, allowed) for chunk in queries.split(step)]
+        return torch.cat([scores for scores, _ in parts]), torch.cat([rows for _, rows in parts])
 
-    def _search_some(self, queries: Tensor, k: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(scores, row numbers) of the best of each chunk of items, merged as they come; earlier rows win ties."""
+    def _search_some(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The best of each chunk of items, merged as they come; earlier rows win ties."""
         best_scores, best_rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-        for numbers, vectors in self._chunks(rows):
-            scores, columns = top_k(_scores(queries, vectors), k)
+        for rows, scores in self._chunks(queries, allowed):
+            scores, columns = top_k(scores, k)
             best_scores = torch.cat([best_scores, scores], dim=1)
-            best_rows = torch.cat([best_rows, numbers[columns]], dim=1)
+            best_rows = torch.cat([best_rows, rows[columns]], dim=1)
             best_scores, columns = top_k(best_scores, k)
             best_rows = best_rows.gather(1, columns)
         return best_scores, best_rows
 
-    def _chunks(self, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(row numbers, their vectors); allowed ones are gathered, which beats scanning a bitmap at any selectivity."""
-        if rows is not None and len(rows) < len(self):
-            yield from ((numbers, self.vectors[numbers]) for numbers in rows.split(ITEM_CHUNK))
+    def _chunks(self, queries: Tensor, allowed: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows, their scores [Q, rows]): few allowed vectors are gathered, else all are scored and some masked."""
+        if allowed is not None and int(allowed.sum()) < GATHERED_SHARE * len(self):
+            for rows in allowed.nonzero()[:, 0].split(ITEM_CHUNK):
+                yield rows, _scores(queries, self.vectors[rows])
             return
-        for start in range(0, len(self), ITEM_CHUNK):
-            vectors = self.vectors[start : start + ITEM_CHUNK]
-            yield torch.arange(start, start + len(vectors)), vectors
+        for rows in torch.arange(len(self)).split(ITEM_CHUNK):
+            here = slice(int(rows[0]), int(rows[-1]) + 1)
+            scores = _scores(queries, self.vectors[here])
+            yield rows, scores if allowed is None else scores.masked_fill_(~allowed[here], float("-inf"))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"vectors": self.vectors, "positions": self.positions}
@@ -205,12 +211,12 @@ class ExactIndex(Index):
         return cls(tensors["vectors"], tensors["positions"], num_positions=num_positions)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The kind and format that an index file states. Raises ValueError when it is missing or no safetensors file."""
+def read_about(path: Path) -> dict[str, Any]:
+    """What an index file states: kind, format, num_positions. Raises ValueError when it is no index file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+            return dict(json.loads((file.metadata() or {})["index"]))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable index file: {error}") from None
 
 
@@ -222,12 +228,6 @@ def _scores(queries: Tensor, vectors: Tensor) -> Tensor:
 
 def _padding(num_queries: int, k: int) -> tuple[Tensor, Tensor]:
     return torch.full((num_queries, k), -1), torch.full((num_queries, k), float("-inf"))
-
-
-def _padded(hits: Hits, k: int) -> Hits:
-    """The hits, filled to k columns."""
-    ids, scores = _padding(len(hits.ids), k - hits.ids.shape[1])
-    return Hits(torch.cat([hits.ids, ids], dim=1), torch.cat([hits.scores, scores], dim=1))
 
 
 def _check_vectors(vectors: Tensor) -> None:

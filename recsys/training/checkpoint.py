@@ -101,8 +101,8 @@ class Checkpoints:
 
     def meta(self, tag: str) -> dict[str, Any]:
         """The JSON description saved under a tag."""
-        description: dict[str, Any] = self._index(tag)["meta"]
-        return description
+        _, index = self._open(tag)
+        return dict(index["meta"])
 
     def load(self, tag: str, into: Mapping[str, Tensor] | None = None, *, prefix: str = "") -> dict[str, Tensor]:
         """The tensors saved under a tag, whole, or, with `into`, copied into this rank's part of those given.
@@ -110,8 +110,7 @@ class Checkpoints:
         prefix: only tensors whose names start with it. `into` holds just these names, with the saved shapes and types.
         Raises ValueError naming what is missing, too many or different, and the file that is lost or damaged.
         """
-        index = self._index(tag)
-        folder = self.folder / self._target(tag)["folder"]
+        folder, index = self._open(tag)
         saved = {name: entry for name, entry in index["tensors"].items() if name.startswith(prefix)}
         targets = empty_like_saved(saved) if into is None else dict(into)
         check_targets(folder, saved, targets)
@@ -132,11 +131,16 @@ class Checkpoints:
         pointer = self._pointer(tag)
         if not pointer.exists():
             raise ValueError(f"there is no checkpoint {tag!r} in {self.folder}")
-        return read_json(pointer, ("folder", "index_sha256"))
+        target = read_json(pointer, ("folder", "index_sha256"))
+        if not re.fullmatch(rf"{tag}-[0-9]+", str(target["folder"])):
+            raise ValueError(f"checkpoint file {pointer} is damaged: it names folder {target['folder']!r}")
+        return target
 
-    def _index(self, tag: str) -> Index:
+    def _open(self, tag: str) -> tuple[Path, Index]:
+        """The folder that the pointer names, and its index, verified."""
         target = self._target(tag)
-        path = self.folder / str(target["folder"]) / "index.json"
+        folder = self.folder / target["folder"]
+        path = folder / "index.json"
         if not path.is_file():
             raise ValueError(f"checkpoint file {path} is missing")
         found = storage.sha256_file(path)
@@ -145,7 +149,7 @@ class Checkpoints:
         index = read_json(path, ("format", "meta", "files", "tensors"))
         if index["format"] != FORMAT:
             raise ValueError(f"checkpoint file {path} has format {index['format']}, this version reads {FORMAT}")
-        return index
+        return folder, index
 
     # --- writing, on rank 0 ---
 
@@ -155,7 +159,7 @@ class Checkpoints:
             return "", self.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_stale(tag)
-        current = str(self._target(tag)["folder"]) if self.exists(tag) else f"{tag}-0"
+        current: str = self._target(tag)["folder"] if self.exists(tag) else f"{tag}-0"
         name = f"{tag}-{int(current.rpartition('-')[2]) + 1}"
         return name, stack.enter_context(storage.folder_aside(self.folder / name))
 

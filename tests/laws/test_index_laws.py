@@ -17,46 +17,48 @@ def test_index_keeps_every_law(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", INDEXES)
 def test_index_loads_under_its_kind(kind: str, tmp_path: Path) -> None:
-    INDEXES[kind](torch.eye(3)).save(tmp_path)
+    build: Callable[[Tensor], Index] = INDEXES[kind]
+    build(torch.eye(3)).save(tmp_path)
     assert type(load_index(tmp_path)) is INDEXES[kind]
 
 
-class _Changed(ExactIndex):
+class _Spoiled(ExactIndex):
     """An exact index whose results a subclass spoils."""
 
-    def _search(self, queries: Tensor, k: int, rows: Tensor | None) -> Hits:
-        return self._spoiled(super()._search(queries, k, rows))
+    def _search(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._spoil(*super()._search(queries, k, allowed))
 
-    def _spoiled(self, hits: Hits) -> Hits:
-        return hits
-
-
-class Unsorted(_Changed):
-    def _spoiled(self, hits: Hits) -> Hits:
-        return Hits(hits.ids.flip(1), hits.scores.flip(1))
+    def _spoil(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return scores, rows
 
 
-class Repeating(_Changed):
-    def _spoiled(self, hits: Hits) -> Hits:
-        return Hits(hits.ids[:, :1].expand_as(hits.ids), hits.scores[:, :1].expand_as(hits.scores))
+class Unsorted(_Spoiled):
+    def _spoil(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return scores.flip(1), rows.flip(1)
 
 
-class Unfiltered(_Changed):
-    def _search(self, queries: Tensor, k: int, rows: Tensor | None) -> Hits:
+class Repeating(_Spoiled):
+    def _spoil(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return scores[:, :1].expand_as(scores), rows[:, :1].expand_as(rows)
+
+
+class Unfiltered(_Spoiled):
+    def _search(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
         return super()._search(queries, k, None)
 
 
-class Lossy(_Changed):
-    def _spoiled(self, hits: Hits) -> Hits:
-        return Hits(hits.ids[:, 1:], hits.scores[:, 1:])
+class Lossy(_Spoiled):
+    def _spoil(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        padding = torch.full_like(scores[:, :1], -torch.inf), torch.full_like(rows[:, :1], -1)
+        return torch.cat([scores[:, 1:], padding[0]], 1), torch.cat([rows[:, 1:], padding[1]], 1)
 
 
-class Rescored(_Changed):
-    def _spoiled(self, hits: Hits) -> Hits:
-        return Hits(hits.ids, hits.scores + 1)
+class Rescored(_Spoiled):
+    def _spoil(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return scores + 1, rows
 
 
-class Forgetful(_Changed):
+class Forgetful(_Spoiled):
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], num_positions: int) -> "Forgetful":
         return cls(-tensors["vectors"], tensors["positions"], num_positions=num_positions)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run_on_two_ranks(
 ) -> None:
     """Fail, with what the ranks printed, unless the function returns on both; the rank `killed` must die of SIGKILL."""
     command = [sys.executable, __file__, str(killed), function.__module__, function.__name__, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -42,11 +43,18 @@ def run_on_two_ranks(
     assert forked.returncode == 0, printed
 
 
-def _fork_ranks(killed: int, module: str, function: str, *arguments: str) -> int:
-    work = getattr(importlib.import_module(module), function)
+def free_port() -> int:
+    """A port on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def _fork_ranks(killed: int, module: str, function: str, *arguments: str) -> int:
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("error", module=r"(features|recsys)\.")
+    work = getattr(importlib.import_module(module), function)
+    port = free_port()
     ranks = [_fork(rank, port, work, arguments) for rank in range(WORLD_SIZE)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks]
     expected = [-signal.SIGKILL if rank == killed else 0 for rank in range(WORLD_SIZE)]

@@ -16,7 +16,7 @@ LEAVES: list[Filter] = [
     Range(attribute="a", low=0),
     Range(attribute="a", low="a", high="b"),
 ]
-TREE = And(of=(Or(of=tuple(LEAVES)), Not(of=Equal(attribute="b", value="z"))))  # type: ignore[arg-type]
+TREE = And(of=(Or(of=tuple(LEAVES)), Not(of=Equal(attribute="b", value="z"))))
 
 
 @pytest.mark.parametrize("predicate", [*LEAVES, TREE], ids=str)

@@ -95,6 +95,20 @@ def test_bundle_info_round_trips() -> None:
         assert messages.bundle_info_of(messages.bundle_response(info)) == info
 
 
+def test_requests_of_the_first_release_are_read_as_ever() -> None:
+    retrieve = pb.RetrieveRequest.FromString(bytes.fromhex(
+        "0a02080712040a0201021a0c0a0361676512050a030a011f22080000003f000080bf280330013a030a0104421522130a0863617465"
+        "676f727912071a0573686f6573"
+    ))  # fmt: skip
+    score = pb.ScoreRequest.FromString(bytes.fromhex(
+        "0a0312017512031201611a120a016c120d1a060a01700a017122030a01021a1c0a0178121712120a10000000000000f83f00000000"
+        "00000000320101"
+    ))  # fmt: skip
+    assert plain(messages.retrieve_query_of(retrieve)) == plain(FULL)
+    columns = {"x": pa.array([1.5, None]), "l": pa.array([["p", "q"]])}
+    assert plain(messages.score_query_of(score)) == plain(ScoreQuery(user="u", items=["a"], columns=columns))
+
+
 def test_every_fallback_reason_has_its_number() -> None:
     assert set(messages.REASONS) == set(FallbackReason)
     assert set(messages.REASONS.values()) == set(pb.FallbackReason.values()) - {0}

@@ -33,11 +33,12 @@ def test_exact_index_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(-4, 5, (500, 8), generator=generator).float()
     queries = torch.randint(-4, 5, (20, 3, 8), generator=generator).float()
-    allowed = torch.rand(500, generator=generator) < 0.4
-    whole = [ExactIndex(vectors).search(queries, 50, bitmap) for bitmap in (None, allowed)]
+    shares = torch.rand(500, generator=generator)
+    bitmaps = (None, shares < 0.4, shares < 0.08)  # all, scored and masked, gathered
+    whole = [ExactIndex(vectors).search(queries, 50, bitmap) for bitmap in bitmaps]
     monkeypatch.setattr(index_module, "ITEM_CHUNK", 7)
     monkeypatch.setattr(index_module, "MAX_CELLS", 50)
-    for bitmap, expected in zip((None, allowed), whole, strict=True):
+    for bitmap, expected in zip(bitmaps, whole, strict=True):
         hits = ExactIndex(vectors).search(queries, 50, bitmap)
         assert torch.equal(hits.ids, expected.ids)
         assert torch.equal(hits.scores, expected.scores)

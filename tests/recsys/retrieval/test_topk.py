@@ -5,14 +5,9 @@ from hypothesis import strategies as st
 
 from recsys.retrieval.topk import top_k
 
+SCORE = st.sampled_from([-float("inf"), -1.0, -0.0, 0.0, 1.0, 2.0])
 scores_and_k = st.integers(1, 12).flatmap(
-    lambda n: st.tuples(
-        st.lists(
-            st.lists(st.sampled_from([-float("inf"), -1.0, -0.0, 0.0, 1.0, 2.0]), min_size=n, max_size=n), max_size=6
-        ),
-        st.integers(1, 14),
-        st.just(n),
-    )
+    lambda n: st.tuples(st.lists(st.lists(SCORE, min_size=n, max_size=n), max_size=6), st.integers(1, 14), st.just(n))
 )
 
 

@@ -10,8 +10,8 @@ SHA-256 of its manifest. So whoever holds an id can prove every byte under it, a
 anything is read from it. This module says nothing about what a component of some kind holds: see `components.py`.
 
 Nothing is ever changed in place. What a killed writer leaves behind is a folder or file that no name points to.
-A store may be a folder, or a URI (s3://, gs://, hdfs://, file://): then it is mirrored, file by file as needed, in a
-verified local cache, and published with the pointer (labels.json) last.
+A store may be a folder, or a URI (s3://, gs://, hdfs://, file://): its components are then copied into a verified local
+cache when they are opened, and what is published ends with the pointer, labels.json.
 """
 
 import json
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from features import storage
-from recsys.bundle_files import (
+from recsys.bundle.files import (
     ID,
     RECORD,
     BundleError,
@@ -37,23 +37,18 @@ from recsys.bundle_files import (
     parse_record,
     place_of,
     token_groups,
-)  # fmt: skip
-
-__all__ = ["FORMAT", "KINDS", "UPGRADES", "Bundle", "BundleError", "BundleStore", "Manifest", "Role"]
+)
 
 FORMAT = 1  # of manifests
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> a manifest's values in format n + 1
-KINDS: dict[str, tuple[int, ...]] = {  # kind of component -> its formats that are read
-    "schema": (1,),
+KINDS: dict[str, tuple[int, ...]] = {  # kind of component -> its formats that `components.py` reads
     "encoder": (1,),
     "users": (1,),
     "items": (1,),
-    "histories": (1,),
     "retriever": (1,),
     "index": (1,),
     "fallback": (1,),
     "ranker": (1,),
-    "calibrator": (1,),
 }
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
@@ -211,7 +206,9 @@ class BundleStore:
         return parse_json(self._place.read(name) or b"{}", f"{self.location}/{name}")
 
     def resolve(self, reference: str) -> str:
-        """The bundle id of a label, an id, or the beginning of exactly one id."""
+        """The bundle id of a label, of the beginning of exactly one id, or an id itself (which is not looked up)."""
+        if ID.fullmatch(reference):
+            return reference
         labels, ids = self.labels(), self.bundles()
         if reference in labels:
             return labels[reference]
@@ -263,13 +260,17 @@ class BundleStore:
         return folder
 
     def verify(self) -> list[str]:
-        """Every fault of the store, a line each: labels, manifests and what they name. Empty when it is whole."""
+        """Every fault, a line each: of labels, manifests and what they name. [] for a whole or an empty store."""
         ids = self.bundles()
-        faults = [fault for bundle in ids for fault in self._faults(bundle)]
-        lost = [(name, bundle) for name, bundle in self.labels().items() if bundle not in ids]
-        return faults + [
-            f"{self.location}/labels.json: {name!r} names {bundle[:12]}, which is not there" for name, bundle in lost
-        ]
+        return [fault for bundle in ids for fault in self._faults(bundle)] + self._label_faults(ids)
+
+    def _label_faults(self, ids: Sequence[str]) -> list[str]:
+        where = f"{self.location}/labels.json"
+        try:
+            lost = {name: bundle for name, bundle in self.labels().items() if bundle not in ids}
+        except BundleError as error:
+            return [str(error)]
+        return [f"{where}: {name!r} names {bundle[:12]}, which is not there" for name, bundle in lost.items()]
 
     def _faults(self, bundle: str) -> list[str]:
         where = f"bundle {bundle[:12]}"

@@ -8,12 +8,6 @@ from features import storage
 from recsys.bundle import BundleStore
 
 
-@pytest.fixture(autouse=True)
-def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that the system has: syncing is announced as a point, but not waited for."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def published(store: BundleStore, text: str) -> str:
     def write(folder: Path) -> None:
         (folder / "sub").mkdir()

@@ -1,6 +1,6 @@
 """The files of a bundle store: the records in them, how a component is verified, and where they lie (`Place`).
 
-Not here: what a bundle is for, labels, and which bundles may be opened (`bundle.py`).
+Not here: what a bundle is for, labels, and which bundles may be opened (`store.py`).
 """
 
 import fcntl
@@ -251,10 +251,11 @@ class LocalPlace(Place):
     def keep(self, folder: Path, record: Component) -> None:
         """See `Place`. A damaged component of that id is replaced."""
         target = self._path(f"components/{record.sha256()}")
-        with suppress(FileNotFoundError, BundleError):
-            verify_component(target, target.name)
-            return
-        storage.remove_tree(target)
+        if target.exists():  # one that another writer is about to rename here must not be taken for a damaged one
+            with suppress(BundleError):
+                verify_component(target, target.name)
+                return
+            storage.remove_tree(target)
         with suppress(FileExistsError), storage.folder_aside(target) as aside:
             for child in sorted(folder.iterdir()):
                 storage.replace(child, aside / child.name)

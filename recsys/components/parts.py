@@ -1,0 +1,215 @@
+"""The parts of a bundle that answer: a retriever or a ranker with all that it needs.
+
+Shapes: n items of the catalogue, D dimension of vectors.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from features import storage
+from features.encoder import Encoder
+from features.entities import EntityTable
+from recsys.bundle import Bundle, BundleError, BundleStore
+from recsys.components.entities import (
+    Entities,
+    ExportView,
+    PartName,
+    Roles,
+    catalogue_hash,
+    export_entities,
+    load_entities,
+    read_tensors,
+)
+from recsys.compression import make_collection
+from recsys.config import ModelConfig, TablesConfig
+from recsys.models import make_model
+from recsys.models.interface import ClosedForm, Ranker, Retriever
+from recsys.retrieval import ExactIndex, Index, load_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverPart:
+    """A retriever and all that it needs. name: of the model in the config. index: None for a closed-form model.
+
+    fallback [n] float32: the score of each item when the model cannot answer.
+    """
+
+    name: str
+    model: Retriever | ClosedForm
+    entities: Entities
+    index: Index | None
+    fallback: Tensor
+
+    @property
+    def items(self) -> EntityTable:
+        """The catalogue."""
+        assert self.entities.items is not None
+        return self.entities.items
+
+    def seen(self, user: int) -> NDArray[np.int64]:
+        """The items that the user at this position has."""
+        return np.zeros(0, dtype=np.int64) if self.entities.users is None else self.entities.users.seen(user)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerPart:
+    """A ranker and all that it needs."""
+
+    name: str
+    model: Ranker
+    entities: Entities
+
+
+def export_retriever(
+    store: BundleStore,
+    *,
+    model: Retriever | ClosedForm,
+    model_section: ModelConfig,
+    tables_section: TablesConfig,
+    view: ExportView,
+) -> Roles:
+    """Write the components of a retriever; returns role -> component id, for `BundleStore.publish`.
+
+    view: what is known at the export; it decides the histories, the items that count as seen, and the fallback.
+    Raises ValueError when the data has no users or no items.
+    """
+    prepared = view.prepared
+    if prepared.items is None or prepared.users is None:
+        name = prepared.encoder.schema.name
+        raise ValueError(f"a retriever is exported with its users and items; schema {name!r} has no table of them")
+    roles = export_entities(store, "retriever", view)
+    catalogue = f"catalogue:{catalogue_hash(prepared.items)}"
+    weights = _weights(model)
+    written = _Model(model_section, tables_section, prepared.encoder.content_hash, weights)
+    if isinstance(model, ClosedForm):
+        return roles | {
+            "retriever": store.add_component("retriever", written.save, token=catalogue),
+            "fallback": _export_fallback(store, view, catalogue),
+        }
+    vectors = f"vectors:{written.content_hash}"
+    index = ExactIndex(model.item_matrix(view), num_positions=len(prepared.items))
+    return roles | {
+        "retriever": store.add_component("retriever", written.save, token=vectors),
+        "index": store.add_component("index", index.save, token=f"{catalogue} {vectors}"),
+        "fallback": _export_fallback(store, view, catalogue),
+    }
+
+
+def export_ranker(
+    store: BundleStore, *, model: Ranker, model_section: ModelConfig, tables_section: TablesConfig, view: ExportView
+) -> Roles:
+    """Write the components of a ranker; returns role -> component id. view: what is known at the export."""
+    written = _Model(model_section, tables_section, view.prepared.encoder.content_hash, _weights(model))
+    return export_entities(store, "ranker", view) | {"ranker": store.add_component("ranker", written.save)}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a model component holds."""
+
+    model: ModelConfig
+    tables: TablesConfig
+    encoder: str
+    weights: Mapping[str, Tensor]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of model.json. The backend and its sharding are those of training; served tables are plain."""
+        tables = {name: section.model_dump(mode="json") for name, section in self.tables.specs.items()}
+        return {"model": self.model.model_dump(mode="json"), "tables": tables, "encoder": self.encoder}
+
+    @property
+    def content_hash(self) -> str:
+        """Changes with the sections, the encoder and every weight."""
+        digest = sha256(json.dumps(self.record, sort_keys=True).encode())
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write model.json and weights.safetensors."""
+        storage.write_json(folder / "model.json", self.record)
+        save_file(dict(self.weights), folder / "weights.safetensors")
+
+
+def _weights(model: Retriever | Ranker | ClosedForm) -> dict[str, Tensor]:
+    """Everything that the model serves with, by name: tables in their serving form."""
+    if isinstance(model, ClosedForm):
+        return {name: tensor.contiguous() for name, tensor in model.tensors().items()}
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith("collection.")}
+    tables = model.collection.freeze().state_dict()
+    state = own | {f"collection.{name}": value for name, value in tables.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _export_fallback(store: BundleStore, view: ExportView, token: str) -> str:
+    """Popularity: how many users have each item."""
+    counts = np.asarray(view.interactions().sum(axis=0), dtype=np.float32).ravel()
+    data = save({"scores": torch.from_numpy(counts)})
+    return store.add_component(
+        "fallback", lambda folder: storage.write_bytes(folder / "fallback.safetensors", data), token=token
+    )
+
+
+def load_retriever(bundle: Bundle, allowed: Sequence[str] = ()) -> RetrieverPart:
+    """The retriever of a verified bundle. allowed: packages of the user's whose classes may be imported.
+
+    Raises BundleError when parts were not made for each other, ConfigError for a class that is not allowed.
+    """
+    entities = load_entities(bundle, "retriever")
+    if entities.items is None or entities.users is None:
+        raise BundleError(f"bundle {bundle.id[:12]}: a retriever needs 'retriever.items' and 'retriever.users'")
+    for role in ("retriever", "index", "fallback"):
+        if role in bundle.roles:
+            _check_catalogue(bundle, role, entities.items)
+    name, model = _load_model(bundle, "retriever", entities.encoder, allowed)
+    if not isinstance(model, Retriever | ClosedForm):
+        raise BundleError(f"bundle {bundle.id[:12]}: model {name!r} is no retriever")
+    index = load_index(bundle.path("index")) if isinstance(model, Retriever) else None
+    fallback = read_tensors(bundle.path("fallback") / "fallback.safetensors")["scores"]
+    return RetrieverPart(name=name, model=model, entities=entities, index=index, fallback=fallback)
+
+
+def load_ranker(bundle: Bundle, allowed: Sequence[str] = ()) -> RankerPart:
+    """The ranker of a verified bundle; see `load_retriever`."""
+    entities = load_entities(bundle, "ranker")
+    name, model = _load_model(bundle, "ranker", entities.encoder, allowed)
+    if not isinstance(model, Ranker):
+        raise BundleError(f"bundle {bundle.id[:12]}: model {name!r} is no ranker")
+    return RankerPart(name=name, model=model, entities=entities)
+
+
+def _load_model(
+    bundle: Bundle, part: PartName, encoder: Encoder, allowed: Sequence[str]
+) -> tuple[str, Retriever | Ranker | ClosedForm]:
+    folder = bundle.path(part)
+    record = json.loads((folder / "model.json").read_text())
+    if record["encoder"] != encoder.content_hash:
+        raise BundleError(f"bundle {bundle.id[:12]}: {part!r} was trained with another encoder than '{part}.schema'")
+    section = ModelConfig.model_validate(record["model"])
+    weights = read_tensors(folder / "weights.safetensors")
+    tables = TablesConfig.model_validate({"backend": "plain", "specs": record["tables"]})
+    collection = make_collection(tables, encoder, allowed=allowed).freeze() if tables.specs else None
+    model = make_model(section, encoder, collection, allowed)
+    if isinstance(model, ClosedForm):
+        model.load_tensors(weights)
+        return section.name, model
+    model.load_state_dict(weights)
+    return section.name, model.eval().requires_grad_(False)
+
+
+def _check_catalogue(bundle: Bundle, role: str, items: EntityTable) -> None:
+    named = [part for part in bundle.token(role).split() if part.startswith("catalogue:")]
+    if named and named != [f"catalogue:{catalogue_hash(items)}"]:
+        raise BundleError(f"bundle {bundle.id[:12]}: {role!r} was made for other items than 'retriever.items'")

@@ -1,0 +1,265 @@
+"""Histories against a naive loop over rows, the positions of examples, and what cannot be built."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.random import Generator
+
+from features.encoder import Encoder
+from features.entities import EntityTable
+from features.histories import SPLITS, Histories, history_label
+from features.history_files import EventChunk
+from features.spec import FeatureSchema, SequenceGroup, parse_schema
+from features.storage import inject
+
+NUM_USERS, NUM_ITEMS = 7, 12
+ITEMS = {"item": {"entity": "item", "table": "ids"}, "category": {"entity": "item", "table": "ids"}}
+USER = {"user": {"entity": "user", "table": "ids"}}
+GROUP = {"of": {"past": "item", "past_category": "category", "past_action": "action"}, "max_length": 3}
+
+
+def schema_with(**groups: dict[str, Any]) -> FeatureSchema:
+    features = USER | ITEMS | {"action": {"table": "ids"}}
+    labels: dict[str, dict[str, str]] = {name: {} for group in groups.values() if (name := group.get("label"))}
+    named = {"name": "s", "user": "user", "item": "item", "features": features, "sequences": groups, "labels": labels}
+    return parse_schema(named, "test")
+
+
+def item_table() -> EntityTable:
+    raw = pa.table({"item": np.arange(NUM_ITEMS), "category": np.arange(NUM_ITEMS) % 4})
+    users_and_events = {"user": np.zeros(NUM_ITEMS, int), "action": np.zeros(NUM_ITEMS, int)}
+    schema = schema_with(history=GROUP)
+    encoder = Encoder.fit(schema, pa.table({name: raw[name] for name in raw.column_names} | users_and_events))
+    return EntityTable.build(schema, encoder, "item", raw)
+
+
+def random_events(rng: Generator, size: int, ordered: bool) -> EventChunk:
+    """Of few users, items and seconds, so that ties and repetitions abound; one user has none."""
+    users = np.sort(rng.integers(0, NUM_USERS - 1, size))
+    seconds = rng.integers(0, 20, size)
+    return EventChunk(
+        users=users,
+        items=rng.integers(0, NUM_ITEMS, size),
+        splits=np.minimum(seconds // 7, 2),
+        timestamps=seconds if ordered else None,
+        columns={"action": np.arange(size), "price": rng.random(size, np.float32)},
+    )
+
+
+def in_chunks(events: EventChunk, rng: Generator) -> list[EventChunk]:
+    cuts = np.sort(rng.integers(0, len(events.users) + 1, 4))
+    parts = [np.split(np.asarray(values), cuts) for values in (events.users, events.items, events.splits)]
+    times = [None] * 5 if events.timestamps is None else np.split(events.timestamps, cuts)
+    columns = {name: np.split(column, cuts) for name, column in events.columns.items()}
+    return [
+        EventChunk(users=u, items=i, splits=s, timestamps=t, columns={name: columns[name][k] for name in columns})
+        for k, (u, i, s, t) in enumerate(zip(*parts, times, strict=True))
+    ]
+
+
+def built(path: Path, seed: int, ordered: bool, size: int = 60) -> tuple[Histories, EventChunk, Generator]:
+    rng = np.random.default_rng(seed)
+    events = random_events(rng, size, ordered)
+    chunks = in_chunks(events, rng)
+    return Histories.build(path / "h", chunks, num_users=NUM_USERS, ordered=ordered), events, rng
+
+
+def naive_slice(histories: Histories, user: int, position: int, max_length: int, ends: Any = None) -> list[int]:
+    """One row by its definition."""
+    if user < 0:
+        return []
+    start, stop = histories.offsets[user], histories.offsets[user + 1] if ends is None else ends[user]
+    if histories.ordered:
+        seen = [event for event in range(start, stop) if position < 0 or event < start + position]
+        return seen[-max_length:]
+    turned = [event for event in range(start, stop) if event > start + position]
+    turned += [event for event in range(start, stop) if event <= start + position]
+    if not 0 <= position < stop - start:
+        return list(range(start, stop))[:max_length]
+    return [event for event in turned if event != start + position][:max_length]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_slice_equals_a_loop_over_rows(tmp_path: Path, ordered: bool, seed: int) -> None:
+    histories, _, rng = built(tmp_path, seed, ordered)
+    users, positions = rng.integers(-1, NUM_USERS, 200), rng.integers(-1, 15, 200)
+    for ends in (None, histories.ends(["train"]), histories.ends(["train", "validation"])):
+        for max_length in (1, 3, 100):
+            events, offsets = histories.slice(users, positions, max_length, ends)
+            rows = [events[offsets[row] : offsets[row + 1]].tolist() for row in range(200)]
+            pairs = zip(users, positions, strict=True)
+            assert rows == [naive_slice(histories, user, at, max_length, ends) for user, at in pairs]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ordered_history_keeps_every_event_in_time_order(tmp_path: Path, seed: int) -> None:
+    histories, events, _ = built(tmp_path, seed, ordered=True)
+    order = sorted(range(60), key=lambda e: (events.users[e], events.timestamps[e], events.splits[e], e))  # type: ignore[index]
+    assert histories.column("action", np.arange(60)).tolist() == order
+    assert histories.items.tolist() == events.items[order].tolist()
+    assert np.array_equal(histories.column("price", np.arange(60)), events.columns["price"][order])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_set_history_keeps_each_item_once_in_its_earliest_split(tmp_path: Path, seed: int) -> None:
+    histories, events, _ = built(tmp_path, seed, ordered=False)
+    wanted: dict[tuple[int, int], int] = {}
+    for user, item, split in zip(events.users.tolist(), events.items.tolist(), events.splits.tolist(), strict=True):
+        wanted[user, item] = min(split, wanted.get((user, item), 9))
+    users = np.repeat(np.arange(NUM_USERS), np.diff(histories.offsets)).tolist()
+    splits = histories.column("splits", np.arange(histories.num_events)).tolist()
+    assert dict(zip(zip(users, histories.items.tolist(), strict=True), splits, strict=True)) == wanted
+    assert len(users) == len(wanted)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_position_counts_events_strictly_before(tmp_path: Path, seed: int) -> None:
+    histories, events, rng = built(tmp_path, seed, ordered=True)
+    users, seconds = rng.integers(-1, NUM_USERS, 100), rng.integers(-1, 22, 100)
+    pairs = zip(users, seconds, strict=True)
+    before = [int(((events.users == user) & (events.timestamps < second)).sum()) for user, second in pairs]
+    assert histories.positions(users, timestamps=seconds).tolist() == before
+
+
+def test_event_sees_neither_itself_nor_its_own_second(tmp_path: Path) -> None:
+    histories, events, _ = built(tmp_path, 1, ordered=True)
+    positions = histories.positions(events.users, timestamps=events.timestamps)
+    seen, offsets = histories.slice(events.users, positions, 100)
+    own_second = np.repeat(np.asarray(events.timestamps), np.diff(offsets))
+    assert (histories.column("timestamps", seen) < own_second).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_position_in_a_set_is_the_own_item(tmp_path: Path, seed: int) -> None:
+    histories, events, rng = built(tmp_path, seed, ordered=False)
+    users, items = rng.integers(-1, NUM_USERS, 200), rng.integers(0, NUM_ITEMS, 200)
+    positions = histories.positions(users, items=items)
+    owned = set(zip(events.users.tolist(), events.items.tolist(), strict=True))
+    has = [pair in owned for pair in zip(users.tolist(), items.tolist(), strict=True)]
+    assert (positions >= 0).tolist() == has
+    found = positions >= 0
+    assert histories.items[histories.offsets[users[found]] + positions[found]].tolist() == items[found].tolist()
+    seen, offsets = histories.slice(users, positions, 100)
+    assert not (histories.items[seen] == np.repeat(items, np.diff(offsets))).any()
+
+
+def test_ends_count_the_events_of_the_splits(tmp_path: Path) -> None:
+    histories, _, _ = built(tmp_path, 2, ordered=True)
+    users = np.repeat(np.arange(NUM_USERS), np.diff(histories.offsets))
+    splits = histories.column("splits", np.arange(60))
+    for stop in (1, 2, 3):
+        counts = np.bincount(users[splits < stop], minlength=NUM_USERS)
+        assert (histories.ends(SPLITS[:stop]) - histories.offsets[:-1]).tolist() == counts.tolist()
+
+
+def test_ends_refuse_mixed_splits(tmp_path: Path) -> None:
+    chunk = EventChunk(
+        users=np.array([2, 2]), items=np.zeros(2, int), splits=np.array([1, 0]), timestamps=np.array([5, 6])
+    )
+    histories = Histories.build(tmp_path / "h", [chunk], num_users=3, ordered=True)
+    with pytest.raises(ValueError, match="mixed in the history of user position 2"):
+        histories.ends(["train"])
+    with pytest.raises(ValueError, match=r"unknown splits \['tset'\]"):
+        histories.ends(["tset"])
+
+
+def test_cut_sequences_stay_aligned(tmp_path: Path) -> None:
+    histories, _, rng = built(tmp_path, 3, ordered=True)
+    group = schema_with(history=GROUP).sequences[0]
+    users, positions = torch.from_numpy(rng.integers(-1, NUM_USERS, 50)), torch.from_numpy(rng.integers(-1, 12, 50))
+    table = item_table()
+    cut = histories.cut(group, users, positions, table)
+    events, offsets = histories.slice(users, positions, 3)
+    of_item = torch.from_numpy(histories.items[events])
+    assert cut["past"].offsets.tolist() == cut["past_action"].offsets.tolist() == offsets.tolist()
+    assert cut["past"].values.tolist() == table.features.ids("item")[of_item].tolist()
+    assert cut["past_category"].values.tolist() == table.features.ids("category")[of_item].tolist()
+    assert cut["past_action"].values.tolist() == histories.column("action", events).tolist()
+
+
+def test_request_history_is_cut_as_the_stored_one() -> None:
+    group = SequenceGroup(name="history", of={"past": "item"}, max_length=3)
+    cut = Histories.of_request([5, 1, -1, 4]).cut(group, [0], [-1], item_table())
+    assert cut["past"].values.tolist() == [2, 0, 5]  # row 0: an unknown item
+    everything = Histories.of_request([5, 1], ordered=False)
+    assert everything.cut(group.model_copy(update={"ordered": False}), [0], [-1], item_table())["past"].lengths == 2
+
+
+def test_cut_refuses_the_other_kind_and_missing_columns(tmp_path: Path) -> None:
+    histories, _, _ = built(tmp_path, 4, ordered=True)
+    unordered = SequenceGroup(name="history", of={"past": "item"}, max_length=3, ordered=False)
+    with pytest.raises(ValueError, match="'history' has ordered = False"):
+        histories.cut(unordered, [0], [-1], item_table())
+    other = SequenceGroup(name="history", of={"past": "distance"}, max_length=3)
+    with pytest.raises(ValueError, match="no event feature 'distance'"):
+        histories.cut(other, [0], [-1], item_table())
+    with pytest.raises(ValueError, match=r"span 0\.\.7, accepted -1\.\.6"):
+        histories.slice([0, 7], [0, 0], 3)
+
+
+def test_histories_without_events_or_users(tmp_path: Path) -> None:
+    none = np.zeros(0, np.int64)
+    chunk = EventChunk(users=none, items=none, splits=none, timestamps=none, columns={"action": none})
+    for num_users in (0, 3):
+        histories = Histories.build(tmp_path / str(num_users), [chunk], num_users=num_users, ordered=True)
+        events, offsets = histories.slice([-1] * 2, [-1, 0], 5)
+        assert histories.columns == ("action",)
+        assert (len(events), offsets.tolist()) == (0, [0, 0, 0])
+        assert histories.positions([-1], timestamps=[3]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("users", "timestamps", "message"),
+    [
+        ([1, 0], [0, 0], "user 0 comes late"),
+        ([-1, 0], [0, 0], "user -1 comes late"),
+        ([0, 9], [0, 0], "user position 9, but there are 7"),
+        ([0, 1], None, "needs timestamps"),
+    ],
+)
+def test_build_refuses(tmp_path: Path, users: list[int], timestamps: list[int] | None, message: str) -> None:
+    times = None if timestamps is None else np.array(timestamps)
+    chunk = EventChunk(users=np.array(users), items=np.zeros(2, int), splits=np.zeros(2, int), timestamps=times)
+    with pytest.raises(ValueError, match=message):
+        Histories.build(tmp_path / "h", [chunk], num_users=NUM_USERS, ordered=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_refuses_columns_that_differ(tmp_path: Path) -> None:
+    one = EventChunk(users=np.zeros(1, int), items=np.zeros(1, int), splits=np.zeros(1, int))
+    other = EventChunk(users=np.ones(1, int), items=one.items, splits=one.splits, columns={"x": np.zeros(1, int)})
+    with pytest.raises(ValueError, match="differ in columns"):
+        Histories.build(tmp_path / "h", [one, other], num_users=2, ordered=False)
+    with pytest.raises(ValueError, match="no chunk"):
+        Histories.build(tmp_path / "h", [], num_users=2, ordered=False)
+    text = EventChunk(users=one.users, items=one.items, splits=one.splits, columns={"x": np.array(["a"])})
+    with pytest.raises(ValueError, match="accepted are int64"):
+        Histories.build(tmp_path / "h", [text], num_users=2, ordered=False)
+
+
+def test_build_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with inject() as points:
+        built(tmp_path / "whole", 5, ordered=True)
+    assert "half-written:histories" in points
+    for number in range(1, len(points) + 1):
+        path = tmp_path / str(number)
+        with inject(number, "enospc"), pytest.raises(OSError, match="space"):
+            built(path, 5, ordered=True)
+        left = [child.name for child in path.iterdir()] if path.exists() else []
+        assert left in ([], ["h"])
+        if left:
+            assert Histories.open(path / "h").num_events == 60
+
+
+def test_labels_of_sequence_groups_must_agree() -> None:
+    clicks = GROUP | {"label": "click"}
+    others = {"of": {"shown": "item"}, "max_length": 3}
+    assert history_label(schema_with(one=clicks)) == "click"
+    assert history_label(schema_with()) == ""
+    with pytest.raises(ValueError, match="must name one label"):
+        history_label(schema_with(one=clicks, two=others))

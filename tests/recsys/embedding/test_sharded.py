@@ -1,0 +1,408 @@
+"""The sharded backend on two ranks equals the plain one in one process: forward, steps, state, at any placement."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from features.batch import Batch, Jagged, offsets_of
+from features.spec import FeatureSchema, parse_schema
+from recsys.embedding import sharded
+from recsys.embedding.collection import EmbeddingCollection, Sharding
+from recsys.embedding.optimizers import SGD, Adagrad, Adam, RowWiseAdagrad, TableOptimizer
+from recsys.embedding.table import Constant, DenseTable, Normal, TableSpec
+from recsys.embedding.unified import UnifiedTable
+from recsys.training import distributed
+from recsys.training.checkpoint import Checkpoints
+from tests.recsys.two_ranks import free_port, run_on_two_ranks
+
+SIZES = {"user": 23, "item": 41, "tag": 3, "bias": 41, "old": 9}
+SCHEMA = parse_schema(
+    {
+        "name": "small", "user": "user", "item": "item",
+        "features": {
+            "user": {"table": "wide", "entity": "user"},
+            "item": {"table": "odd", "entity": "item"},
+            "tag": {"table": "thirty", "entity": "item", "kind": "id_list", "pooling": "sum"},
+            "bias": {"table": "single"},
+            "old": {"table": "wide"},
+            "word": {"table": "ids", "hashed": True, "chunks": 3},
+            "query": {"table": "ids", "hashed": True, "kind": "id_list", "chunks": 3},
+        },
+        "sequences": {"history": {"of": {"history": "item"}, "max_length": 20, "pooling": "none"}},
+    },
+    where="test",
+)  # fmt: skip
+SPECS: dict[str, TableSpec] = {
+    "wide": DenseTable(embedding_dim=16),
+    "odd": DenseTable(embedding_dim=10, init=Normal(std=0.5)),
+    "thirty": DenseTable(embedding_dim=30),
+    "single": DenseTable(embedding_dim=1, init=Constant(value=0.25)),
+    "ids": UnifiedTable(num_embeddings=19, chunk_dim=10),
+}
+MIXED = {"odd.item": "row_wise", "ids": "row_wise", "single.bias": "row_wise"}
+SHARDINGS: dict[str, Sharding] = {"rows": "row_wise", "tables": "table_wise", "mixed": MIXED}
+OPTIMIZERS: list[TableOptimizer] = [SGD(lr=0.3), Adagrad(lr=0.2), RowWiseAdagrad(lr=0.2)]
+
+
+class Ids:
+    """An encoder, as far as a collection asks one."""
+
+    schema: FeatureSchema = SCHEMA
+
+    def num_embeddings(self, feature: str) -> int | None:
+        return SIZES.get("item" if feature == "history" else feature)
+
+    def counts(self, feature: str) -> Tensor:
+        return torch.ones(self.num_embeddings(feature) or 0, dtype=torch.int64)
+
+
+def collection(backend: str, optimizer: TableOptimizer, sharding: Sharding | None = None) -> EmbeddingCollection:
+    return EmbeddingCollection(Ids(), SPECS, backend=backend, optimizer=optimizer, seed=3, sharding=sharding)  # type: ignore[arg-type]
+
+
+def global_batches(sizes: tuple[int, ...] = (7, 5, 1, 8, 2)) -> Iterator[Batch]:
+    """Odd sizes and a batch smaller than W; hot rows; ragged lists, some empty, all empty in the third batch."""
+    generator = torch.Generator().manual_seed(11)
+    for number, size in enumerate(sizes):
+        longest = 0 if number == 2 else 4
+
+        def ids(limit: int, count: int) -> Tensor:
+            return torch.randint(0, max(limit // 2, 2), (count,), generator=generator)
+
+        def lists(limit: int, size: int = size, longest: int = longest) -> Jagged:
+            lengths = torch.randint(0, longest + 1, (size,), generator=generator)
+            offsets = offsets_of(lengths)
+            return Jagged(values=ids(limit, int(offsets[-1])), offsets=offsets)
+
+        features: dict[str, Tensor | Jagged] = {
+            name: ids(SIZES[name], size) for name in ("user", "item", "bias", "old")
+        }
+        features |= {"tag": lists(3), "history": lists(41), "query": lists(2**40), "word": ids(2**40, size)}
+        weights = torch.rand(size, generator=generator) + 0.5
+        yield Batch(features=features, weights=weights, row_ids=torch.arange(size))
+
+
+def ranks_part(batch: Batch) -> Batch:
+    """Rows r, r + W, ...; a rank without any takes part with the first row at weight 0, as the loader does."""
+    rows = torch.arange(len(batch))[distributed.rank() :: distributed.world_size()]
+    if len(rows):
+        return batch.select(rows)
+    part = batch.select(torch.tensor([0]))
+    return Batch(features=part.features, weights=torch.zeros(1), row_ids=part.row_ids)
+
+
+def row_scores(vectors: Mapping[str, Tensor | Jagged], row_ids: Tensor) -> Tensor:
+    """A score per row that reads every vector, each column with a factor of its own."""
+    total = torch.zeros(len(row_ids))
+    for name in sorted(vectors):
+        found = vectors[name]
+        flat = found if isinstance(found, Tensor) else pooled(found)
+        factors = torch.linspace(-1.0, 1.5, flat.shape[1])
+        total = total + (flat.sin() * factors).mean(1) * (1 + row_ids % 3)
+    return total
+
+
+def pooled(found: Jagged) -> Tensor:
+    zeros = found.values.new_zeros(found.num_rows, found.values.shape[1])
+    return zeros.index_add(0, found.row_of_value, found.values)
+
+
+def train_step(model: EmbeddingCollection, batch: Batch) -> float:
+    """As the trainer does it; returns the global loss."""
+    assert batch.row_ids is not None
+    weights = batch.row_weights()
+    loss = (row_scores(model(batch), batch.row_ids).square() * weights).sum()
+    total, value = distributed.all_reduce_sum(torch.stack([weights.sum(), loss.detach()])).unbind()
+    (loss * distributed.world_size() / total).backward()
+    return (value / total).item()
+
+
+def close(found: Tensor | float, expected: Tensor | float) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a DTensor, on every rank."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    parts = distributed.gather_objects(tensor.to_local().clone())
+    return torch.cat([part.view(-1, *tensor.shape[1:]) for part in parts])
+
+
+def whole_state(model: EmbeddingCollection) -> dict[str, Tensor]:
+    return {name: whole(tensor) for name, tensor in model.state().items()}
+
+
+# --- without ranks ---
+
+
+def test_sharded_without_a_process_group_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"needs a process group: start with `torchrun .* backend 'fused'"):
+        collection("sharded", SGD(lr=0.1))
+
+
+def test_sharded_refuses_adam() -> None:
+    with pytest.raises(ValueError, match="Adam; use SGD, Adagrad or RowWiseAdagrad"):
+        collection("sharded", Adam(lr=0.1))
+
+
+# --- one rank ---
+
+
+def test_sharded_equals_plain_on_one_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    with distributed.joined_ranks():
+        check_training()
+        check_frozen()
+        check_checkpoints(tmp_path)
+
+
+# --- two ranks ---
+
+
+def test_sharded_equals_plain_on_two_ranks(tmp_path: Path) -> None:
+    run_on_two_ranks(check_everything, str(tmp_path))
+    for name in SHARDINGS:
+        check_state_of_two_ranks(tmp_path / name)
+
+
+def check_everything(folder: str) -> None:
+    checks: list[Callable[[], None]] = [
+        check_initial_values, check_training, check_bags_of_one_row, check_lookup_without_gradient,
+        check_unread_vectors, check_second_lookup, check_sub_batches, check_row_norms, check_bytes, check_frozen,
+        check_refusals,
+    ]  # fmt: skip
+    for check in checks:
+        check()
+    check_checkpoints(Path(folder))
+    check_torch_checkpoints(Path(folder))
+    check_loading_one_process(Path(folder))
+
+
+def check_initial_values() -> None:
+    expected = collection("plain", SGD(lr=0.1)).state()
+    for sharding in SHARDINGS.values():
+        found = whole_state(collection("sharded", SGD(lr=0.1), sharding))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def check_training() -> None:
+    """Losses and all state after five steps of each optimizer, at each sharding."""
+    for optimizer in OPTIMIZERS:
+        plain = collection("plain", optimizer)
+        losses = [global_loss(plain, batch) for batch in global_batches()]
+        for sharding in SHARDINGS.values():
+            model = collection("sharded", optimizer, sharding)
+            found = [train_step(model, ranks_part(batch)) for batch in global_batches()]
+            close(torch.tensor(found), torch.tensor(losses))
+            for name, tensor in whole_state(model).items():
+                close(tensor, plain.state()[name])
+
+
+def check_bags_of_one_row() -> None:
+    """The form in which a GPU is asked for row-wise stores."""
+    plain = collection("plain", RowWiseAdagrad(lr=0.2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded._RowWise, "num_bags", sharded._TableWise.num_bags)
+        model = trained("row_wise")
+    for batch in global_batches():
+        global_loss(plain, batch)
+    for name, tensor in whole_state(model).items():
+        close(tensor, plain.state()[name])
+    check_padding(model)
+
+
+def check_padding(model: EmbeddingCollection) -> None:
+    assert isinstance(model.backend, sharded.ShardedStores)
+    for exchange in model.backend._exchanges:
+        for store in exchange.stores:
+            assert not exchange.weights[store.name][0][:, store.embedding_dim :].any()
+
+
+def global_loss(model: EmbeddingCollection, batch: Batch) -> float:
+    """The step of one process with the whole batch."""
+    assert batch.row_ids is not None
+    weights = batch.row_weights()
+    loss = (row_scores(model(batch), batch.row_ids).square() * weights).sum() / weights.sum()
+    loss.backward()
+    return loss.item()
+
+
+def check_lookup_without_gradient() -> None:
+    plain = collection("plain", SGD(lr=0.1))
+    batch = ranks_part(next(global_batches()))
+    for sharding in SHARDINGS.values():
+        with torch.no_grad():
+            found, expected = collection("sharded", SGD(lr=0.1), sharding)(batch), plain(batch)
+        for name, vectors in expected.items():
+            assert torch.equal(values(found[name]), values(vectors)), name
+
+
+def values(found: Tensor | Jagged) -> Tensor:
+    return found.values if isinstance(found, Jagged) else found
+
+
+def check_unread_vectors() -> None:
+    """A rank whose loss reads one feature only takes part in the exchanges of all; what nobody reads stays."""
+    for sharding in SHARDINGS.values():
+        model = collection("sharded", RowWiseAdagrad(lr=0.2), sharding)
+        before = whole_state(model)
+        vectors = model(next(global_batches()))
+        read = vectors["user"] if distributed.rank() == 0 else pooled(vectors["history"])
+        read.sum().backward()
+        after = whole_state(model)
+        changed = {name for name in after if not torch.equal(before[name], after[name])}
+        assert changed == {f"{kind}.{store}" for kind, store in STATES_READ}
+
+
+STATES_READ = [
+    ("stores", "wide.user"), ("optimizer", "wide.user.momentum"),
+    ("stores", "odd.item"), ("optimizer", "odd.item.momentum"),
+]  # fmt: skip
+
+
+def check_second_lookup() -> None:
+    """Two lookups before one backward are refused on all ranks; the model then goes on."""
+    batch = next(global_batches())
+    model = collection("sharded", SGD(lr=0.1), "table_wise")
+    both = model(batch)["user"].sum() + model(batch)["user"].sum()
+    with pytest.raises(RuntimeError, match="looked up twice before backward"):
+        both.backward()
+    model(batch)["user"].sum().backward()
+
+
+def check_sub_batches() -> None:
+    """One call for several batches, with some features only, is one step; equal to plain."""
+    for sharding in SHARDINGS.values():
+        plain, model = collection("plain", Adagrad(lr=0.1)), collection("sharded", Adagrad(lr=0.1), sharding)
+        first, second = (part for part in global_batches((6, 4)))
+        users = Batch(features={"user": first["user"]})
+        items = Batch(features={"item": second["item"], "history": second["history"]})
+        for kept, scale in ((plain, 1.0), (model, 1.0)):
+            left, right = kept(users, items)
+            (left["user"].square().sum() + right["item"].sum() * scale + pooled(right["history"]).sum()).backward()
+        for name, tensor in whole_state(model).items():
+            close(tensor, plain.state()[name])
+
+
+def check_row_norms() -> None:
+    """Gradients of rows are clipped at the norm that one process sees, not at that of a rank's W-fold loss."""
+    batch = next(global_batches())
+    plain = collection("plain", SGD(lr=1.0))
+    unclipped = {name: tensor.clone() for name, tensor in plain.state().items()}
+    plain.max_row_norm = 1e-3
+    global_loss(plain, batch)
+    for sharding in SHARDINGS.values():
+        model = collection("sharded", SGD(lr=1.0), sharding)
+        model.max_row_norm = 1e-3
+        train_step(model, ranks_part(batch))
+        for name, tensor in whole_state(model).items():
+            close(tensor, plain.state()[name])
+            assert 0 < (tensor - unclipped[name]).abs().max() < 0.1
+
+
+def check_bytes() -> None:
+    model, plain = collection("sharded", Adagrad(lr=0.1), "row_wise"), collection("plain", Adagrad(lr=0.1))
+    assert model.num_bytes() == plain.num_bytes()
+    assert sum(distributed.gather_objects(model.training_bytes())) > plain.training_bytes()
+    assert model.optimizer_bytes() == plain.optimizer_bytes()
+    assert not list(model.parameters())
+
+
+def check_frozen() -> None:
+    batch = next(global_batches())
+    for sharding in SHARDINGS.values():
+        model = collection("sharded", SGD(lr=0.1), sharding)
+        train_step(model, ranks_part(batch))
+        frozen = model.freeze()
+        with torch.no_grad():
+            expected = model(batch)
+        for name, vectors in frozen(batch).items():
+            assert torch.equal(values(vectors), values(expected[name])), name
+
+
+def check_refusals() -> None:
+    with pytest.raises(ValueError, match="sharding names store 'nope'"):
+        collection("sharded", SGD(lr=0.1), {"nope": "row_wise"})
+    with pytest.raises(ValueError, match=r"'wide\.user' is 'data_parallel'"):
+        collection("sharded", SGD(lr=0.1), "data_parallel")
+    rows, tables = (collection("sharded", SGD(lr=0.1), kind) for kind in ("row_wise", "table_wise"))
+    with pytest.raises(ValueError, match=r"'stores\.wide\.user' is spread otherwise over the ranks"):
+        rows.load_state(tables.state())
+
+
+def check_checkpoints(folder: Path) -> None:
+    """Save after five steps: every placement loads the bits of every other, and takes the same next step."""
+    for kind, sharding in SHARDINGS.items():
+        model = trained(sharding)
+        saved = whole_state(model)
+        Checkpoints(folder / kind).save(model.state(), {})
+        loss = train_step(model, ranks_part(next(global_batches())))
+        for other, target in SHARDINGS.items():
+            fresh = collection("sharded", RowWiseAdagrad(lr=0.2), target)
+            fresh.load_state(Checkpoints(folder / kind).load("last", into=fresh.state()))
+            check_same_bits(whole_state(fresh), saved)
+            close(train_step(fresh, ranks_part(next(global_batches()))), loss)
+            if other == kind:
+                check_same_bits(whole_state(fresh), whole_state(model))
+
+
+def trained(sharding: Sharding) -> EmbeddingCollection:
+    model = collection("sharded", RowWiseAdagrad(lr=0.2), sharding)
+    for batch in global_batches():
+        train_step(model, ranks_part(batch))
+    return model
+
+
+def check_torch_checkpoints(folder: Path) -> None:
+    """torch.distributed.checkpoint saves the state and loads it at another placement, for users' own loops."""
+    model, fresh = trained("row_wise"), collection("sharded", RowWiseAdagrad(lr=0.2), "table_wise")
+    save(model.state(), storage_writer=HuggingFaceStorageWriter(str(folder / "torch"), save_distributed=True))
+    load(fresh.state(), storage_reader=HuggingFaceStorageReader(str(folder / "torch")))
+    check_same_bits(whole_state(fresh), whole_state(model))
+
+
+def check_loading_one_process(folder: Path) -> None:
+    """What one process saved, loaded in place and as whole tensors."""
+    plain = collection("plain", RowWiseAdagrad(lr=0.2))
+    for batch in global_batches():
+        global_loss(plain, batch)
+    Checkpoints(folder / "plain").save(plain.state(), {})
+    for sharding in SHARDINGS.values():
+        model = collection("sharded", RowWiseAdagrad(lr=0.2), sharding)
+        Checkpoints(folder / "plain").load("last", into=model.state())
+        check_same_bits(whole_state(model), plain.state())
+        model = collection("sharded", RowWiseAdagrad(lr=0.2), sharding)
+        model.load_state(plain.state())
+        check_same_bits(whole_state(model), plain.state())
+        model = collection("sharded", RowWiseAdagrad(lr=0.2), sharding)
+        model.load_state_dict(plain.state_dict())
+        check_same_bits({name: whole(tensor) for name, tensor in model.state_dict().items()}, plain.state_dict())
+
+
+def check_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def check_state_of_two_ranks(folder: Path) -> None:
+    """In one process: plain and fused load what two ranks saved, and both take the same next step."""
+    saved = Checkpoints(folder).load("last")
+    losses = []
+    for backend in ("plain", "fused"):
+        model = collection(backend, RowWiseAdagrad(lr=0.2))
+        model.load_state(saved)
+        check_same_bits(model.state(), saved)
+        losses.append(global_loss(model, next(global_batches())))
+    close(losses[0], losses[1])

@@ -1,0 +1,156 @@
+"""The loop over a toy regression: what resuming, stopping, keeping the best and weighting must mean."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from features.batch import Batch
+from recsys.phases import Phase, Step, Until
+from recsys.training.checkpoint import Checkpoints
+from recsys.training.trainer import Interrupted, Progress, Settings, Trainer
+
+ROWS, SIZE = 22, 4
+NUM_BATCHES = -(-ROWS // SIZE)
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.dropout = nn.Dropout(0.2)
+
+    def row_losses(self, batch: Batch, step: Step) -> Tensor:
+        inputs = batch.ids("x")
+        noise = torch.rand(3, generator=step.generator())
+        return (self.dropout(inputs + 0.01 * noise) @ self.weight - batch.labels["y"]).square()
+
+
+def batches(epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
+    generator = torch.Generator().manual_seed(epoch)
+    inputs = torch.randn(ROWS, 3, generator=generator)
+    labels = inputs @ torch.tensor([1.0, -2.0, 0.5])
+    for number in range(start, NUM_BATCHES):
+        rows = slice(number * SIZE, (number + 1) * SIZE)
+        yield Batch(features={"x": inputs[rows]}, labels={"y": labels[rows]}), number + 1
+
+
+def trainer(
+    folder: Path,
+    max_epochs: int = 4,
+    patience: int | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    **changes: object,
+) -> Trainer:
+    model = Line()
+    phase = Phase(
+        name="train", batches=batches, num_batches=NUM_BATCHES, loss=model.row_losses,
+        optimizers=(torch.optim.Adam(model.parameters(), lr=0.05),), until=Until(max_epochs=max_epochs, patience=patience),
+    )  # fmt: skip
+    settings = Settings(**({"seed": 3, "metric": "auc", "fingerprint": "f"} | changes))  # type: ignore[arg-type]
+    return Trainer(model, [phase], Checkpoints(folder), settings, evaluate)
+
+
+class StopAt:
+    """Sends this process a signal after a number of steps, as an operator would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, progress: Progress, total_batches: int, loss: float, rows: int) -> None:
+        if progress.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float], best: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize("step", [1, 5, NUM_BATCHES, 2 * NUM_BATCHES - 1, 3 * NUM_BATCHES])
+def test_trainer_resumed_equals_uninterrupted(tmp_path: Path, step: int) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.fit()
+    stopped = trainer(tmp_path / "stopped")
+    stopped.observers = (StopAt(step),)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    resumed = trainer(tmp_path / "stopped")
+    progress = resumed.fit()
+    assert progress.done
+    assert progress.step == 4 * NUM_BATCHES
+    assert torch.equal(whole.model.weight, resumed.model.weight)
+
+
+def test_trainer_finds_the_minimum(tmp_path: Path) -> None:
+    """Inverted dropout with rate p on independent inputs of variance 1 is ridge regression: weights shrink by 1 - p."""
+    runner = trainer(tmp_path, max_epochs=60)
+    runner.fit()
+    assert torch.allclose(runner.model.weight, 0.8 * torch.tensor([1.0, -2.0, 0.5]), atol=0.12)
+
+
+def test_trainer_keeps_the_best_and_stops_out_of_patience(tmp_path: Path) -> None:
+    values = iter([0.6, 0.8, 0.7, 0.75, 0.9])
+    weights: list[Tensor] = []
+
+    def evaluate() -> Mapping[str, float]:
+        weights.append(runner.model.weight.detach().clone())
+        return {"auc": next(values)}
+
+    runner = trainer(tmp_path, max_epochs=9, patience=2, evaluate=evaluate)
+    progress = runner.fit()
+    assert (progress.best, progress.best_epoch, len(weights)) == (0.8, 2, 4)
+    assert torch.equal(runner.model.weight, weights[1])
+
+
+def test_trainer_lower_is_better_for_logloss(tmp_path: Path) -> None:
+    values = iter([0.6, 0.5, 0.55])
+    runner = trainer(tmp_path, max_epochs=3, evaluate=lambda: {"logloss": next(values)}, metric="logloss")
+    assert runner.fit().best_epoch == 2
+
+
+def test_trainer_refuses_a_metric_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'auc' is not among .*logloss"):
+        trainer(tmp_path, evaluate=lambda: {"logloss": 1.0}).fit()
+
+
+def test_trainer_refuses_a_checkpoint_of_another_config(tmp_path: Path) -> None:
+    trainer(tmp_path, max_epochs=1).fit()
+    with pytest.raises(ValueError, match="belongs to config"):
+        trainer(tmp_path, max_epochs=1, fingerprint="other").fit()
+
+
+def test_trainer_finished_stays_finished(tmp_path: Path) -> None:
+    first = trainer(tmp_path)
+    first.fit()
+    again = trainer(tmp_path)
+    assert again.fit().step == first.progress.step
+    assert torch.equal(first.model.weight, again.model.weight)
+
+
+def test_trainer_names_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    runner = trainer(tmp_path)
+    with torch.no_grad():
+        runner.model.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="loss is nan in phase 'train', epoch 0, batch 0"):
+        runner.fit()
+
+
+def test_trainer_weights_rows(tmp_path: Path) -> None:
+    """A step over weighted rows equals a step over the rows repeated that often."""
+    inputs, labels = torch.randn(3, 3), torch.tensor([1.0, -1.0, 2.0])
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    repeats = torch.tensor([0, 2, 2, 2])
+    weighted = Batch(features={"x": inputs}, labels={"y": labels}, weights=weights)
+    repeated = Batch(features={"x": inputs[repeats]}, labels={"y": labels[repeats]})
+    results = []
+    for name, batch in (("weighted", weighted), ("repeated", repeated)):
+        runner = trainer(tmp_path / name)
+        model = runner.model
+        model.dropout = nn.Identity()
+        step = Step(seed=0, phase="train", epoch=0, index=0)
+        runner._step(runner.phases[0], batch, step)
+        results.append(model.weight.detach())
+    assert torch.allclose(results[0], results[1], atol=1e-7)
