@@ -79,7 +79,7 @@ class Histories:
             raise ValueError(f"{path}: histories of format {about['format']}, this version reads {FORMAT}")
         offsets = np.load(path / "offsets.npy")
         mode: Literal["r"] | None = "r" if offsets[-1] else None
-        arrays = {name: np.asarray(np.load(path / f"{name}.npy", mmap_mode=mode)) for name in about["arrays"]}
+        arrays = {name: np.asarray(np.load(path / file, mmap_mode=mode)) for name, file in about["files"].items()}
         return Histories(offsets, arrays, ordered=about["ordered"])
 
     @staticmethod

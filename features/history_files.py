@@ -58,9 +58,9 @@ def write_histories(path: Path, chunks: Iterable[EventChunk], num_users: int, or
                 arranged = _arranged(chunk, ordered)
                 counts += np.bincount(arranged.users, minlength=num_users)
                 columns.append(arranged.arrays())
-            names = columns.finish()
+            files = columns.finish()
             np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
-        write_json(folder / "histories.json", {"format": FORMAT, "ordered": ordered, "arrays": names})
+        write_json(folder / "histories.json", {"format": FORMAT, "ordered": ordered, "files": files})
 
 
 def place_in_set(items: Array) -> Array:
@@ -73,6 +73,7 @@ def _whole_users(chunks: Iterable[EventChunk], num_users: int) -> Iterator[Event
     held: list[EventChunk] = []
     last = 0
     for chunk in chunks:
+        _check_columns(chunk, held[-1] if held else chunk)
         _check_users(chunk.users, last, num_users)
         if len(chunk.users) == 0:
             held.append(chunk)
@@ -86,6 +87,12 @@ def _whole_users(chunks: Iterable[EventChunk], num_users: int) -> Iterator[Event
     if not held:
         raise ValueError("no chunk of history events came; give an empty one when there are none")
     yield _joined(held)
+
+
+def _check_columns(chunk: EventChunk, earlier: EventChunk) -> None:
+    names, wanted = sorted(chunk.arrays()), sorted(earlier.arrays())
+    if names != wanted:
+        raise ValueError(f"chunks of history events differ in columns: {wanted} and then {names}")
 
 
 def _check_users(users: Array, last: int, num_users: int) -> None:
@@ -107,7 +114,7 @@ def _part(chunk: EventChunk, rows: Any) -> EventChunk:
 
 
 def _joined(chunks: Sequence[EventChunk]) -> EventChunk:
-    times = [chunk.timestamps for chunk in chunks if chunk.timestamps is not None]
+    times = [chunk.timestamps for chunk in chunks if chunk.timestamps is not None]  # of all chunks, or of none
     return EventChunk(
         users=np.concatenate([chunk.users for chunk in chunks]),
         items=np.concatenate([chunk.items for chunk in chunks]),
@@ -158,23 +165,21 @@ class _ColumnFiles(AbstractContextManager["_ColumnFiles"]):
 
     def append(self, arrays: Mapping[str, Array]) -> None:
         if not self._files:
-            for name, array in arrays.items():
-                self._files[name] = (self._folder / f"{name}.npy").open("wb")
+            for number, (name, array) in enumerate(arrays.items()):
+                self._files[name] = (self._folder / f"{_file_stem(name, number)}.npy").open("wb")
                 self._types[name] = array.dtype
             self._write_headers()
-        if set(arrays) != set(self._files):
-            raise ValueError(f"chunks of history events differ in columns: {sorted(self._files)} and {sorted(arrays)}")
         for name, array in arrays.items():
             self._files[name].write(np.ascontiguousarray(array, self._types[name]).data)
         self._length += len(arrays["items"])
 
-    def finish(self) -> list[str]:
-        """Complete the files and name them."""
+    def finish(self) -> dict[str, str]:
+        """Complete the files; which array lies in which."""
         ends = {name: file.tell() for name, file in self._files.items()}
         self._write_headers()
         for name, file in self._files.items():
             assert ends[name] == file.tell() + self._length * self._types[name].itemsize, name
-        return list(self._files)
+        return {name: Path(file.name).name for name, file in self._files.items()}
 
     def _write_headers(self) -> None:
         """NumPy pads a header so that a longer length fits in the same bytes."""
@@ -186,3 +191,8 @@ class _ColumnFiles(AbstractContextManager["_ColumnFiles"]):
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
+
+
+def _file_stem(name: str, number: int) -> str:
+    """A feature may be called anything, a file may not."""
+    return f"column-{number}" if name.startswith("column.") else name

@@ -195,9 +195,7 @@ class Loader:
     def _assembled(self, columns: Batch, index: int, mine: Array) -> Batch:
         """The batch: event features, features of users and items by position, sequences by user and position."""
         source, raw = self.source, columns.features
-        features = {
-            name: column for name, column in raw.items() if name not in _ROLES and not name.startswith("label:")
-        }
+        features = {name: column for name, column in raw.items() if _is_feature(name)}
         if source.users is not None:
             features |= source.users.gather(columns.ids("user")).features
         if source.items is not None:

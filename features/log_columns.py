@@ -12,6 +12,7 @@ from typing import Any
 
 from features.database import Database
 from features.raw_columns import (
+    DECIMAL,
     Fault,
     Reading,
     element_type,
@@ -156,7 +157,7 @@ class LogColumns:
             for place, column in enumerate(table.columns):
                 raw: Any = table.rows[column]
                 checks[f"int64/{place}"] = raw.re_search(integer_pattern(None)).all()
-                checks[f"float64/{place}"] = (raw.isnull() | raw.try_cast("float64").notnull()).all()
+                checks[f"float64/{place}"] = raw.re_search(DECIMAL).all()
             row = database.fetch(table.rows.aggregate(**checks)).to_pylist()[0]
             for place, column in enumerate(table.columns):
                 kinds = [kind for kind in ("int64", "float64") if row[f"{kind}/{place}"]]

@@ -17,6 +17,7 @@ from features.spec import FeatureSpec
 from features.transforms import Clip, Log1p, Transform
 
 EPOCH = "1970-01-01T00:00:00"
+DECIMAL = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"  # a number that no id looks like
 _INTEGER = "(0|-?[1-9][0-9]{0,17})"
 _EXACT = 1 << 53
 _TOP = 1 << 63

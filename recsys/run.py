@@ -5,8 +5,8 @@
                 metrics.jsonl   one line per logged step and evaluation
                 checkpoints/    of each stage
 
-Training has one or two stages. `select` trains on the train split and watches a metric on the validation split. With
-`training.refit` a second pass, `refit`, trains a new model on train + validation for the number of epochs that was best.
+Training has one or two stages. `select` trains on the train split and watches a metric on the validation split; with
+`training.refit` a second pass, `refit`, trains a new model on train + validation for as many epochs as were best.
 The test split is read by `evaluate` alone.
 """
 
@@ -22,13 +22,13 @@ from torch import nn
 from features import storage
 from features.encoder import Encoder
 from features.prepared import Prepared, View
+from recsys import distributed
 from recsys.compression import make_collection, make_table_optimizer
 from recsys.config import ConfigError, RunConfig
 from recsys.evaluation.evaluate import Report, evaluate_ranking, evaluate_retrieval
 from recsys.models import make_model, model_class
 from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender
 from recsys.phases import Until
-from recsys.training import distributed
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.optimizers import make_optimizer
 from recsys.training.state import load_model
@@ -41,7 +41,8 @@ SELECT, REFIT, FINISHED = "select", "refit", "finished"
 def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None) -> Model:
     """The config's model with fresh weights, a function of (config, encoder) alone.
 
-    backend: another one than the config's; "plain" here is a model to evaluate, which does not train. Under several ranks "fused" means "sharded".
+    backend: another one than the config's; "plain" here is a model to evaluate, which does not train. Under several
+    ranks "fused" means "sharded".
     Raises ConfigError for a setting that the model or its tables do not have.
     """
     if issubclass(model_class(config.model.name), ClosedForm):
@@ -99,7 +100,7 @@ class Run:
 
     @staticmethod
     def open(folder: str | Path) -> "Run":
-        """The run of that folder. Raises ConfigError when there is none, or when its prepared data is gone or changed."""
+        """The run of that folder; ConfigError when there is none, or when its prepared data is gone or changed."""
         folder = Path(folder)
         if not (folder / "config.json").exists():
             raise ConfigError(
@@ -294,5 +295,5 @@ def _set_threads(threads: int) -> None:
 def describe_run(run: Run) -> dict[str, Any]:
     """What a person wants to know of a run, for JSON and tables."""
     state = run.state
-    return {"run": str(run.folder), "model": run.config.model.name, "stage": state.stage, "best_epoch": state.best_epoch,
-            "validation": state.validation, "seconds": round(state.seconds, 1)}  # fmt: skip
+    found = {"stage": state.stage, "best_epoch": state.best_epoch, "validation": state.validation}
+    return {"run": str(run.folder), "model": run.config.model.name} | found | {"seconds": round(state.seconds, 1)}

@@ -63,15 +63,15 @@ def subject_of(entities: Entities, user: RawId | None, history: RawIds | None, m
 
 def positions_of(table: EntityTable, ids: RawIds | pa.Array, field: str) -> Positions:
     """Positions of raw ids [N], -1 for unknown ones; InvalidArgumentError when they are not of the catalogue's kind."""
-    array = ids if isinstance(ids, pa.Array) else pa.array(ids)
-    if array.null_count == len(array):
-        return np.full(len(array), -1, dtype=np.int64)
-    if pa.types.is_string(array.type) != holds_texts(table):
-        accepted = "texts" if holds_texts(table) else "whole numbers"
-        raise InvalidArgumentError.got(
-            field, array.drop_null()[0].as_py(), f"{accepted}, as the catalogue writes its ids"
-        )
-    return table.positions(array).numpy()
+    try:
+        array = ids if isinstance(ids, pa.Array) else pa.array(ids)
+        if array.null_count == len(array):
+            return np.full(len(array), -1, dtype=np.int64)
+        return table.positions(array).numpy()
+    except (ValueError, pa.ArrowException):
+        kind = "texts" if holds_texts(table) else "whole numbers"
+        came = ids.drop_null().to_pylist() if isinstance(ids, pa.Array) else list(ids)
+        raise InvalidArgumentError.got(field, came[0], f"{kind}, as the catalogue writes its ids") from None
 
 
 def holds_texts(table: EntityTable) -> bool:
@@ -109,7 +109,7 @@ class Inputs:
         self.entities = entities
         self.schema: FeatureSchema = entities.encoder.schema
         self.names = [spec.name for spec in inputs]
-        self.groups = {name: group for group in self.schema.sequences for name in group.of if name in self.names}
+        self.groups = {name: group for group in _read_groups(self.schema, self.names) for name in group.of}
         if self.groups and entities.items is None:
             raise ValueError(f"inputs {sorted(self.groups)} are histories of items, but there is no table of items")
 
@@ -189,7 +189,7 @@ class Inputs:
         cut: dict[str, Column] = {}
         for group in {group.name: group for name, group in self.groups.items() if name not in given}.values():
             cut |= self._stored(group, users) if history is None else self._given(group, users, history)
-        return {name: column for name, column in cut.items() if name in self.names}
+        return cut
 
     def _stored(self, group: SequenceGroup, users: Positions) -> dict[str, Jagged]:
         """What the bundle holds, all of it visible; nothing for an unknown user."""
@@ -215,6 +215,12 @@ class Inputs:
         sources = [source for source in group.of.values() if source not in self._items.features.features]
         missing = {source: self._encoded(source, pa.nulls(length), "history") for source in sources}
         return {source: column.numpy() for source, column in missing.items() if isinstance(column, Tensor)}
+
+
+def _read_groups(schema: FeatureSchema, names: Collection[str]) -> list[SequenceGroup]:
+    """The sequence groups, less the sequences that the model does not read."""
+    read = [{name: source for name, source in group.of.items() if name in names} for group in schema.sequences]
+    return [group.model_copy(update={"of": of}) for group, of in zip(schema.sequences, read, strict=True)]
 
 
 def _as_stored_set(items: Positions) -> Positions:

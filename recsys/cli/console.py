@@ -1,13 +1,13 @@
 """How commands speak: one place for tables, progress, JSON lines and errors.
 
-Text for people goes to stderr, so that `--json` can print exactly one line on stdout. On a terminal progress is a bar with
-time left and throughput, elsewhere plain lines every few seconds.
+Text for people goes to stderr, so that `--json` can print exactly one line on stdout. On a terminal progress is a bar
+with time left and throughput, elsewhere plain lines every few seconds.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ def print_json(values: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_table(title: str, rows: list[Mapping[str, Any]]) -> None:
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows with the same keys as a table on stdout."""
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else []:

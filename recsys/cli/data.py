@@ -7,9 +7,9 @@ import typer
 
 from features import infer, storage
 from features.prepared import Prepared, prepare
+from recsys import distributed
 from recsys.cli.console import meter, print_json, say, user_errors
 from recsys.config import ConfigError, RunConfig, load_config
-from recsys.training import distributed
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="RECSYS_DATA", help="The folder that holds the raw datasets.")

@@ -109,7 +109,7 @@ def _served(store: Path, ranking: Run) -> dict[str, Any]:
 
 
 def _print(retrieval: list[dict[str, Any]], ranking: list[dict[str, Any]], answers: dict[str, Any]) -> None:
-    print_table("Retrieval, test split of the demo world (synthetic); differences are paired, 95 % intervals", retrieval)
+    print_table("Retrieval, test split of the demo world (synthetic); paired differences, 95 % intervals", retrieval)
     for row in retrieval:
         if row.get("recall@20 - P3", "").startswith("-") and row["model"] not in ("P3", "Popularity"):
             say(f"{row['model']} lies below P3, which needs no training")

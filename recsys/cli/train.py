@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+from recsys import distributed
 from recsys.cli.console import INTERRUPTED, Meter, print_json, print_table, say, user_errors
 from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
 from recsys.config import RunConfig, load_config
 from recsys.run import Run, describe_run
-from recsys.training import distributed
 from recsys.training.trainer import Interrupted, Progress
 
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")]
@@ -89,8 +89,11 @@ def evaluate(
 
 
 class Watcher:
-    """Shows progress with time left and rows per second, and keeps metrics.jsonl: a line every few seconds, and one per
-    evaluation. On resuming, lines after the step that the run continues from are dropped."""
+    """Shows progress with time left and rows per second, and keeps metrics.jsonl.
+
+    A line is logged every few seconds, and one per evaluation. On resuming, lines after the step that the run continues
+    from are dropped.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
@@ -105,7 +108,8 @@ class Watcher:
         self.rows += rows
         seconds = time.monotonic() - self.since
         rate = self.rows / max(seconds, 1e-9)
-        self.meter.update(f"epoch {progress.epoch + 1}", progress.batch, total_batches, f"loss {loss:.4f}, {rate:,.0f} rows/s")
+        note = f"loss {loss:.4f}, {rate:,.0f} rows/s"
+        self.meter.update(f"epoch {progress.epoch + 1}", progress.batch, total_batches, note)
         if seconds > LOG_EVERY_S:
             self._log(progress, {"loss": loss, "rows_per_s": round(rate)})
             self.rows, self.since = 0, time.monotonic()

@@ -20,8 +20,9 @@ def table_class(method: str, allowed: Sequence[str] | None = None) -> type[Table
     if method in COMPRESSIONS:
         return COMPRESSIONS[method]
     if ":" not in method:
+        known = ", ".join(COMPRESSIONS)
         raise ConfigError(
-            f"there is no table method {method!r}; there are {', '.join(COMPRESSIONS)}, or name yours 'package.module:Name'"
+            f"there is no table method {method!r}; there are {known}, or name yours 'package.module:Name'"
         )
     found = import_name(method, allowed)
     if not (isinstance(found, type) and issubclass(found, TableSpec)):
@@ -52,7 +53,7 @@ def make_collection(
     max_row_norm: float | None = None,
     allowed: Sequence[str] | None = None,
 ) -> EmbeddingCollection:
-    """The collection that `[tables]` describes, over the encoder's vocabularies; optimizer None for one that is served."""
+    """The collection that `[tables]` describes, over the encoder's vocabularies; no optimizer if it only serves."""
     specs = make_specs(tables.specs, allowed)
     collection = EmbeddingCollection(
         encoder, specs, backend=tables.backend, optimizer=optimizer, seed=seed, sharding=tables.sharding

@@ -12,8 +12,8 @@ The op's backward sums the gradients of each row and applies the optimizer at on
   generated at run time, which mixes SSE and AVX instructions: measured 3.5 times slower for row-wise Adagrad on one
   thread of an AVX-512 Xeon. (That kernel would use many threads, the loop uses one.)
 
-Each call updates by itself, so a row may be read by one call per step: two lookups whose backward runs in one go would
-update one after the other. That is refused, in backward (see `_Accesses`); without gradients there is no limit.
+Each call updates by itself, so a store may be read by one call per step: two lookups whose backward runs in one go
+would update one after the other. That is refused, in backward (see `_Accesses`); without gradients there is no limit.
 The only importer of fbgemm beside the sharded backend. CPU tensors.
 
 Shapes: C accesses of an op in one step, d true width, e padded width.
@@ -128,7 +128,7 @@ class _Op:
         )
         self._state_names = tuple(optimizer.state_shapes(1, 1))
         self._bind()
-        self.updates = 0
+        self.updates = dict.fromkeys(self.starts, 0)
         self._numbers = torch.arange(1)
 
     def _bind(self) -> None:
@@ -151,25 +151,27 @@ class _Op:
 
     def lookup(self, requests: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """Rows [N, P] of each request into its stores -> vectors [N, P, d], out of one call."""
-        asked = [(store, rows) for store, several in requests.items() for rows in several]
-        flat = [self._shifted(store, rows.flatten()) for store, rows in asked]
-        parts = self._vectors(flat[0] if len(flat) == 1 else torch.cat(flat), [len(rows) for rows in flat])
+        asked = [(store, wanted) for store, several in requests.items() for wanted in several]
+        flat = [self._shifted(store, wanted.flatten()) for store, wanted in asked]
+        updates = {store: self.updates[store] for store in requests}
+        rows = flat[0] if len(flat) == 1 else torch.cat(flat)
+        parts = self._vectors(rows, [len(part) for part in flat], updates)
         found: dict[str, list[Tensor]] = {store: [] for store in requests}
-        for (store, rows), part in zip(asked, parts, strict=True):
-            found[store].append(part.view(*rows.shape, self.dim))
+        for (store, wanted), part in zip(asked, parts, strict=True):
+            found[store].append(part.view(*wanted.shape, self.dim))
         return found
 
     def _shifted(self, store: str, rows: Tensor) -> Tensor:
         start = self.starts[store]
         return rows + start if start else rows
 
-    def _vectors(self, rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-        """Rows [C] of the table -> their vectors in parts [size, d]."""
+    def _vectors(self, rows: Tensor, sizes: list[int], updates: dict[str, int]) -> tuple[Tensor, ...]:
+        """Rows [C] of the table -> their vectors in parts [size, d]; updates: how many each store read has had."""
         parts: tuple[Tensor, ...]
         if torch.is_grad_enabled() and len(rows):
             dealt = torch.cat([rows[feature::FEATURES] for feature in range(FEATURES)])
             out = self._op(dealt, self._bags(len(rows)))  # [ceil(C / 2), 2 e]
-            parts = _Accesses.apply(out, self, sizes)  # type: ignore[no-untyped-call]
+            parts = _Accesses.apply(out, self, sizes, updates)  # type: ignore[no-untyped-call]
         else:
             parts = F.embedding(rows, self.weight)[:, : self.dim].split(sizes)
         return parts
@@ -187,22 +189,23 @@ class _Accesses(torch.autograd.Function):
     """The op's output [ceil(C / 2), 2 e] -> parts [size, d]; its backward, before the op's, joins their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, op: _Op, sizes: list[int]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, out: Tensor, op: _Op, sizes: list[int], updates: dict[str, int]) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.op, ctx.sizes, ctx.shape, ctx.updates = op, sizes, out.shape, op.updates
+        ctx.op, ctx.sizes, ctx.shape, ctx.updates = op, sizes, out.shape, updates
         rows = out.view(-1, out.shape[1] // FEATURES)
         parts: tuple[Tensor, ...] = rows[: sum(sizes), : op.dim].split(sizes)
         return parts
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None, None]:
         op: _Op = ctx.op
-        if ctx.updates != op.updates:
+        twice = [store for store, updates in ctx.updates.items() if updates != op.updates[store]]
+        if twice:
             raise RuntimeError(
-                f"stores {list(op.starts)} were looked up twice before backward(), which would update them twice: "
-                "look up all that a step needs in one call, as in collection(batch, other)"
+                f"stores {twice} were looked up twice before backward(), which would update them twice: look up all "
+                "that a step needs in one call, as in collection(batch, other)"
             )
-        op.updates += 1
+        op.updates |= {store: updates + 1 for store, updates in ctx.updates.items()}
         whole = op.weight.new_empty(ctx.shape)
         rows = whole.view(-1, whole.shape[1] // FEATURES)
         rows[:, op.dim :] = 0
@@ -211,7 +214,7 @@ class _Accesses(torch.autograd.Function):
             rows[start : start + size, : op.dim] = 0 if grad is None else grad
             start += size
         rows[start:] = 0
-        return whole, None, None
+        return whole, None, None, None
 
 
 def _fbgemm_settings(optimizer: TableOptimizer, embedding_dim: int) -> dict[str, object]:

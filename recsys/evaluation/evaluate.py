@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from features import storage
 from features.batch import Batch, Jagged
+from recsys import distributed
 from recsys.evaluation.bootstrap import Comparison, Draws, compare_aucs, compare_means
 from recsys.evaluation.ctr import ScoredRows, logits_of, row_losses
 from recsys.evaluation.ranking import RankingProtocol, rank_users
 from recsys.models.interface import Ranker, Recommender
 from recsys.models.view import BatchLoader, DataView
-from recsys.training import distributed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -37,7 +37,7 @@ class PhaseSettings:
 
     batch_size: rows of a step over all ranks. make_optimizer: parameters -> the optimizer of the dense part.
     gather(rows, row_ids): rows [B, ...] of this rank and their `Batch.row_ids` -> rows [R, ...] of all ranks, with
-        gradient (`recsys.training.distributed.gather_rows`).
+        gradient (`recsys.distributed.gather_rows`).
     """
 
     batch_size: int

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from features import storage
-from recsys.training import distributed
+from recsys import distributed
 
 FORMAT = 1
 TAG = re.compile(r"[a-z][a-z0-9_]*")

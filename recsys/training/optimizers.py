@@ -16,6 +16,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def make_optimizer(section: DenseOptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's optimizer of that name over the parameters, with the section's learning rate and weight decay."""
+    """The torch optimizer of that name over the parameters, with the section's learning rate and weight decay."""
     settings = {"lr": section.lr, "weight_decay": section.weight_decay}
     return OPTIMIZERS[section.name](parameters, **settings)  # type: ignore[arg-type]

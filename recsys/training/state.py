@@ -1,4 +1,6 @@
-"""What a checkpoint holds of a model and its optimizers, by name: the same names in every backend and at any number of ranks.
+"""What a checkpoint holds of a model and its optimizers, by name.
+
+The names are the same in every backend and at any number of ranks:
 
 model.<name>                    parameters and buffers of the dense part, and model.<...>.stores.<store>
 tables.<...>.optimizer.<store>  state of a store's optimizer
@@ -62,14 +64,14 @@ def _load_dense(model: nn.Module, phases: Sequence[Phase], saved: Mapping[str, T
 
 
 def _placed(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """State of the parameter's shape lies where the parameter lies; step counts stay on the CPU, as torch keeps them."""
+    """State of a parameter's shape lies where the parameter does; step counts stay on the CPU, as torch keeps them."""
     return tensor.to(parameter.device) if tensor.dim() else tensor
 
 
 def _optimized(
     model: nn.Module, phases: Sequence[Phase]
 ) -> list[tuple[str, nn.Parameter, torch.optim.Optimizer]]:  # fmt: skip
-    """Every optimized parameter with its name in the model; with several optimizers for one, the name tells them apart."""
+    """Every optimized parameter with its name in the model, after the number of its optimizer."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     distinct = {
         id(optimizer): (number, optimizer) for number, phase in enumerate(phases) for optimizer in phase.optimizers

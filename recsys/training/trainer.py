@@ -1,7 +1,7 @@
-"""The only training loop: it steps phases, watches a validation metric, checkpoints, resumes, and knows no model by name.
+"""The only training loop: it steps phases, watches a metric, checkpoints, resumes, and knows no model by name.
 
-One process or many: a rank's loss is W * sum(w_i * loss_i) / (sum of w over all ranks), gradients of the dense part are
-averaged over ranks, and the tables divide theirs by W, so that the sum over ranks is the weighted mean of the global batch.
+One process or many: a rank's loss is W * sum(w_i * loss_i) / (sum of w over all ranks), gradients of the dense part
+are averaged over ranks, and the tables divide theirs by W: the result is the weighted mean over the global batch.
 
 A run that is resumed equals one that never stopped: data order and every random draw are functions of
 (seed, phase, epoch, global batch), and the rest is in the checkpoint.
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from features.batch import Batch
+from recsys import distributed
 from recsys.phases import Phase, Step
-from recsys.training import distributed
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, table_tensors
 
@@ -30,7 +30,7 @@ Evaluate = Callable[[], Mapping[str, float]]
 LOWER_IS_BETTER = ("logloss", "loss")
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818  # it is no error
     """Training was asked to stop (SIGTERM or SIGINT); a checkpoint of the last finished step has been written."""
 
 
@@ -85,8 +85,8 @@ class Progress:
 class Trainer:
     """Runs phases over a model. `fit()` goes from the last checkpoint, if there is one, to the end.
 
-    model: every parameter and table of it is checkpointed. evaluate: validation metrics of the model as it stands (called
-    on all ranks, must return the same on all), or None for training without validation.
+    model: every parameter and table of it is checkpointed. evaluate: validation metrics of the model as it stands
+    (called on all ranks, must return the same on all), or None for training without validation.
     """
 
     def __init__(
@@ -238,8 +238,8 @@ class Trainer:
     def _check_finite(self, loss: float, phase: Phase, step: Step) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise ValueError(
-                f"the loss is {loss} in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for a too high "
-                "learning rate or for NaN in the features; the checkpoint before it is kept"
+                f"the loss is {loss} in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for a too "
+                "high learning rate or for NaN in the features; the checkpoint before it is kept"
             )
 
     # --- state ---

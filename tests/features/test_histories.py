@@ -1,4 +1,4 @@
-"""Histories against a naive loop over rows, the positions of examples, and what cannot be built."""
+"""Histories against a naive loop over rows, the positions of examples, and aligned sequences."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from features.entities import EntityTable
 from features.histories import SPLITS, Histories, history_label
 from features.history_files import EventChunk
 from features.spec import FeatureSchema, SequenceGroup, parse_schema
-from features.storage import inject
 
 NUM_USERS, NUM_ITEMS = 7, 12
 ITEMS = {"item": {"entity": "item", "table": "ids"}, "category": {"entity": "item", "table": "ids"}}
@@ -211,49 +210,6 @@ def test_histories_without_events_or_users(tmp_path: Path) -> None:
         assert histories.columns == ("action",)
         assert (len(events), offsets.tolist()) == (0, [0, 0, 0])
         assert histories.positions([-1], timestamps=[3]).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("users", "timestamps", "message"),
-    [
-        ([1, 0], [0, 0], "user 0 comes late"),
-        ([-1, 0], [0, 0], "user -1 comes late"),
-        ([0, 9], [0, 0], "user position 9, but there are 7"),
-        ([0, 1], None, "needs timestamps"),
-    ],
-)
-def test_build_refuses(tmp_path: Path, users: list[int], timestamps: list[int] | None, message: str) -> None:
-    times = None if timestamps is None else np.array(timestamps)
-    chunk = EventChunk(users=np.array(users), items=np.zeros(2, int), splits=np.zeros(2, int), timestamps=times)
-    with pytest.raises(ValueError, match=message):
-        Histories.build(tmp_path / "h", [chunk], num_users=NUM_USERS, ordered=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_build_refuses_columns_that_differ(tmp_path: Path) -> None:
-    one = EventChunk(users=np.zeros(1, int), items=np.zeros(1, int), splits=np.zeros(1, int))
-    other = EventChunk(users=np.ones(1, int), items=one.items, splits=one.splits, columns={"x": np.zeros(1, int)})
-    with pytest.raises(ValueError, match="differ in columns"):
-        Histories.build(tmp_path / "h", [one, other], num_users=2, ordered=False)
-    with pytest.raises(ValueError, match="no chunk"):
-        Histories.build(tmp_path / "h", [], num_users=2, ordered=False)
-    text = EventChunk(users=one.users, items=one.items, splits=one.splits, columns={"x": np.array(["a"])})
-    with pytest.raises(ValueError, match="accepted are int64"):
-        Histories.build(tmp_path / "h", [text], num_users=2, ordered=False)
-
-
-def test_build_leaves_nothing_half_written(tmp_path: Path) -> None:
-    with inject() as points:
-        built(tmp_path / "whole", 5, ordered=True)
-    assert "half-written:histories" in points
-    for number in range(1, len(points) + 1):
-        path = tmp_path / str(number)
-        with inject(number, "enospc"), pytest.raises(OSError, match="space"):
-            built(path, 5, ordered=True)
-        left = [child.name for child in path.iterdir()] if path.exists() else []
-        assert left in ([], ["h"])
-        if left:
-            assert Histories.open(path / "h").num_events == 60
 
 
 def test_labels_of_sequence_groups_must_agree() -> None:

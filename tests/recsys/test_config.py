@@ -67,7 +67,7 @@ def test_config_overrides_win_and_are_checked(tmp_path: Path) -> None:
     assert config.data.name == "other"
     with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
         load_config(path, ["training.batch_sze=7"])
-    with pytest.raises(ConfigError, match="section.key=value"):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
         load_config(path, ["training"])
 
 

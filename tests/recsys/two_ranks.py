@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from recsys.training import distributed
+from recsys import distributed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORLD_SIZE = 2

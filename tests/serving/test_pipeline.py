@@ -43,9 +43,19 @@ def test_answers_do_not_depend_on_threads(pipeline: Pipeline) -> None:
         assert [answer.items.tolist() for answer in threads.map(pipeline.retrieve, queries)] == alone
 
 
-def test_serving_imports_no_training_backend() -> None:
-    names = "serving.server, serving.client, serving.pipeline"
-    code = f"import sys, {names}; print([m for m in sys.modules if m.split('.')[0] in ('torchrec', 'fbgemm_gpu')])"
-    command = [sys.executable, "-c", code]
+ANSWER_ONCE = """
+import sys
+import serving.server, serving.client
+from recsys.bundle import BundleStore
+from serving.pipeline import Pipeline
+from serving.queries import RetrieveQuery
+pipeline = Pipeline.load(BundleStore(sys.argv[1]).open(sys.argv[2]))
+print(len(pipeline.retrieve(RetrieveQuery(user=1, k=5))))
+print(sorted({name.split(".")[0] for name in sys.modules} & {"torchrec", "fbgemm_gpu"}))
+"""
+
+
+def test_serving_loads_no_training_backend(shop: Shop, pipeline: Pipeline) -> None:
+    command = [sys.executable, "-c", ANSWER_ONCE, shop.store.location, pipeline.bundle_id]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert printed.strip() == "[]"
+    assert printed.split() == ["5", "[]"]

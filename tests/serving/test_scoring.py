@@ -175,6 +175,9 @@ REFUSED = {
     "items: are given twice": ScoreQuery(user=1, items=[1], columns=CONTEXT | {"item_id": pa.array([1])}),
     "user: is given twice": ScoreQuery(user=1, items=[1], columns=CONTEXT | {"user_id": pa.array([1])}),
     "items: got 'a', accepted: whole numbers": ScoreQuery(user=1, items=["a"], columns=CONTEXT),
+    "columns[user_id]: got 1.5, accepted: whole numbers": ScoreQuery(
+        items=[1], columns=CONTEXT | {"user_id": pa.array([1.5])}
+    ),
     "columns[user_id]: got 'x', accepted: whole numbers": ScoreQuery(
         items=[1], columns=CONTEXT | {"user_id": pa.array(["x"])}
     ),

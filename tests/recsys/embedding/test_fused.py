@@ -103,6 +103,16 @@ def test_two_lookups_of_one_backward_are_refused() -> None:
         loss.backward()
 
 
+def test_two_lookups_of_one_backward_may_read_different_stores() -> None:
+    schema = parse_schema({"name": "s", "features": {"a": {"table": "ids"}, "b": {"table": "ids"}}}, where="test")
+    ids, specs = Ids(schema, {"a": 5, "b": 5}), {"ids": DenseTable(embedding_dim=6)}
+    pair = [EmbeddingCollection(ids, specs, backend=name, optimizer=OPTIMIZERS[2]) for name in ("plain", "fused")]
+    for collection in pair:
+        first, second = (collection.lookup({"": (name, torch.tensor([1, 1, 4]))})[""] for name in "ab")
+        (first * second).sum().backward()
+    torch.testing.assert_close(pair[1].state(), pair[0].state())
+
+
 def test_lookups_without_backward_do_not_count() -> None:
     fused, plain = collection_of("fused", SGD(lr=0.1)), collection_of("plain", SGD(lr=0.1))
     for collection in (fused, plain):

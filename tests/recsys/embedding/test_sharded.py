@@ -13,12 +13,12 @@ from torch.distributed.tensor import DTensor
 
 from features.batch import Batch, Jagged, offsets_of
 from features.spec import FeatureSchema, parse_schema
+from recsys import distributed
 from recsys.embedding import sharded
 from recsys.embedding.collection import EmbeddingCollection, Sharding
 from recsys.embedding.optimizers import SGD, Adagrad, Adam, RowWiseAdagrad, TableOptimizer
 from recsys.embedding.table import Constant, DenseTable, Normal, TableSpec
 from recsys.embedding.unified import UnifiedTable
-from recsys.training import distributed
 from recsys.training.checkpoint import Checkpoints
 from tests.recsys.two_ranks import free_port, run_on_two_ranks
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from features.batch import Batch
 from features.spec import FeatureSchema, parse_schema
+from recsys import distributed
 from recsys.evaluation.bootstrap import Draws
 from recsys.evaluation.ctr import auc
 from recsys.evaluation.evaluate import EvaluationView, Report, compare, evaluate_ranking, evaluate_retrieval
 from recsys.models.interface import Ranker, Recommender
 from recsys.models.view import BatchLoader, DataView
-from recsys.training import distributed
 from tests.recsys.two_ranks import run_on_two_ranks
 
 SCHEMA = parse_schema(

@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from features.batch import Batch
+from recsys import distributed
 from recsys.embedding.collection import Backend, EmbeddingCollection
 from recsys.embedding.optimizers import RowWiseAdagrad
 from recsys.embedding.table import DenseTable
@@ -16,7 +17,6 @@ from recsys.models.interface import PhaseSettings
 from recsys.models.retrieval_loss import Gather, own_rows
 from recsys.models.twotower import TwoTower
 from recsys.phases import Phase, Step, Until
-from recsys.training import distributed
 from tests.recsys.two_ranks import run_on_two_ranks
 
 WORLD = Checkerboard.of().positives()

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Partial
 
 from features import storage
-from recsys.training import distributed
+from recsys import distributed
 from recsys.training.checkpoint import Checkpoints, unaliased
 from tests.recsys.two_ranks import run_on_two_ranks
 

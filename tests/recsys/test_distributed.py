@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recsys.training import distributed
+from recsys import distributed
 from tests.recsys.two_ranks import run_on_two_ranks
 
 

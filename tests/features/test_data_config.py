@@ -1,0 +1,72 @@
+"""Data configs: round trip, names, and settings that would have no effect."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from features.data_config import DataConfig, SplitConfig
+from features.values import describe
+
+DATA: dict[str, Any] = {
+    "name": "shop", "source": "csv", "path": "shop", "schema": "schemas/shop.toml", "split": {"kind": "random"},
+    "files": {"events": "log.csv"}, "columns": {"user": "uid", "users": {"user": "id"}},
+}  # fmt: skip
+
+
+def test_data_config_round_trips() -> None:
+    config = DataConfig.model_validate(DATA)
+    assert DataConfig.model_validate_json(config.model_dump_json()) == config
+    assert config.model_dump()["schema"] == config.schema_path == "schemas/shop.toml"
+
+
+@pytest.mark.parametrize("kind", ["published", "time", "last", "random"])
+def test_split_config_round_trips(kind: str) -> None:
+    config = SplitConfig.model_validate({"kind": kind})
+    assert SplitConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_meaning_does_not_follow_places() -> None:
+    elsewhere = DATA | {"path": "s3://bucket/shop", "files": {"events": "other.csv"}, "schema": "shop.toml"}
+    assert DataConfig.model_validate(DATA).meaning() == DataConfig.model_validate(elsewhere).meaning()
+    assert DataConfig.model_validate(DATA).meaning() != DataConfig.model_validate(DATA | {"examples": "positive"}).meaning()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pth": "x"}, "unknown key 'pth', did you mean 'path'"),
+        ({"name": "../up"}, "name: .*pattern"),
+        ({"split": {"kind": "rnd"}}, "split.kind: "),
+        ({"split": {"kind": "random", "sed": 1}}, "unknown key 'sed', did you mean 'seed'"),
+        ({"bad_rows": "ignore"}, "bad_rows: "),
+    ],
+)
+def test_data_config_refuses_in_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        DataConfig.model_validate(DATA | change)
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(describe(caught.value, DataConfig))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"kind": "published", "test": 0.2}, "split.test is not for kind 'published'"),
+        ({"kind": "random", "column": "part"}, "split.column is for kind 'published'"),
+        ({"kind": "time", "seed": 3}, "split.seed has no effect on kind 'time'"),
+        ({"kind": "random", "test": 1}, "split.test is 1, accepted is a share below 1"),
+        ({"kind": "last", "test": 1.5}, "split.test is 1.5, accepted is a share below 1, or a whole number"),
+        ({"kind": "random", "test": 0.5, "validation": 0.5}, "leaves nothing to train on"),
+        ({"kind": "random", "validation": -0.1}, "greater than or equal to 0"),
+    ],
+)
+def test_split_config_refuses_settings_without_sense(split: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SplitConfig.model_validate(split)
+
+
+def test_split_config_test_size() -> None:
+    assert SplitConfig(kind="random").test_size == 0.1
+    assert SplitConfig(kind="last", test=2).test_size == 2
+    assert SplitConfig(kind="published").test_size == 0
