@@ -70,6 +70,8 @@ class Learned:
 
 def check_examples(schema: FeatureSchema, positive: bool) -> None:
     """Raise ValueError where examples of this schema cannot be stored or their histories not be cut."""
+    if positive and not (schema.user and schema.item):
+        raise ValueError("data.examples = 'positive' needs `user` and `item` in the schema; otherwise take 'all'")
     for spec in schema.of_entity("event"):
         if spec.name in RESERVED:
             raise ValueError(
@@ -83,8 +85,6 @@ def check_examples(schema: FeatureSchema, positive: bool) -> None:
         raise ValueError(
             f"schema {schema.name!r}: ordered sequences need `timestamp`; without times, set ordered = false"
         )
-    if positive and not (schema.user and schema.item):
-        raise ValueError("data.examples = 'positive' needs `user` and `item` in the schema; otherwise take 'all'")
     history_label(schema)
 
 

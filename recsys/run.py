@@ -218,7 +218,7 @@ class Run:
             keep_best=stage == SELECT and not config.training.refit,
             fingerprint=f"{config.content_hash}-{self.prepared.content_hash}-{stage}",
         )
-        phases = model.phases(view, phase_settings)  # type: ignore[operator]
+        phases = model.phases(view, phase_settings)
         return Trainer(model, phases, self._checkpoints(stage), settings, observers=observers)
 
     def _checkpoints(self, stage: str) -> Checkpoints:

@@ -215,7 +215,7 @@ class Trainer:
         objective = local * (distributed.world_size() / weight)
         if phase.penalty is not None:
             objective = objective + phase.penalty(batch, step)
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         self._update_dense(phase)
         return total / weight, stop, save
 

@@ -1,0 +1,299 @@
+"""`prepare` as a whole: reuse, atomicity, one clear line for each error, and the real datasets."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from features.prepared import DataConfig, Prepared, prepare
+from features.storage import inject
+
+DATA = os.environ.get("RECSYS_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="RECSYS_DATA is not set")
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = """
+name = "shop"
+user = "user"
+item = "item"
+timestamp = "time"
+[features.user]
+table = "ids"
+[features.item]
+table = "ids"
+[features.price]
+kind = "dense"
+entity = "item"
+[sequences.past]
+of = { history = "item" }
+max_length = 5
+[labels.click]
+"""
+CONFIG: dict[str, Any] = {
+    "name": "shop", "source": "csv", "path": "shop", "schema": "shop.toml", "split": {"kind": "time"},
+    "files": {"events": "log.csv"},
+}  # fmt: skip
+
+
+def frame(rows: int = 200) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, 20, rows)
+    columns = {"user": rng.integers(0, 9, rows), "item": items, "price": items / 2, "time": np.arange(rows)}
+    return pd.DataFrame(columns | {"click": rng.integers(0, 2, rows)})
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    (tmp_path / "shop").mkdir()
+    frame().to_csv(tmp_path / "shop" / "log.csv", index=False)
+    (tmp_path / "shop.toml").write_text(SCHEMA)
+    return tmp_path
+
+
+def make(shop: Path, stages: list[str] | None = None, **changed: Any) -> Prepared:
+    def progress(stage: str, done: int, total: int) -> None:
+        assert 0 <= done <= total
+        if stages is not None and done == total:
+            stages.append(stage)
+
+    config = DataConfig.model_validate(CONFIG | changed)
+    return prepare(config, data_root=shop, schema_dir=shop, out=shop / "out", progress=progress)
+
+
+def left(shop: Path) -> list[str]:
+    return sorted(path.name for path in (shop / "out").iterdir()) if (shop / "out").exists() else []
+
+
+def test_prepare_names_the_folder_by_its_content(shop: Path) -> None:
+    prepared = make(shop)
+    assert prepared.path == shop / "out" / f"shop-{prepared.content_hash[:12]}"
+    assert left(shop) == [prepared.path.name]
+    assert prepared.counts == {
+        "read": 200, "bad": 0, "dropped": 0, "events": 200, "train": 160, "validation": 20, "test": 20, "users": 9, "items": 20,
+    }  # fmt: skip
+    assert not (prepared.path / "work").exists()
+
+
+def test_prepare_reuses_and_says_so(shop: Path) -> None:
+    first, stages = make(shop), []  # type: tuple[Prepared, list[str]]
+    before = (first.path / "manifest.json").stat().st_mtime_ns
+    again = make(shop, stages)
+    assert stages[-1] == "reused"
+    assert "examples" not in stages
+    assert (again.path / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_prepare_tells_its_stages(shop: Path) -> None:
+    stages: list[str] = []
+    make(shop, stages)
+    assert list(dict.fromkeys(stages)) == ["raw files", "reading", "splitting", "learning", "histories", "examples"]
+
+
+@pytest.mark.parametrize("what", ["config", "schema", "data"])
+def test_prepare_makes_anew_what_differs(shop: Path, what: str) -> None:
+    first = make(shop)
+    changed: dict[str, Any] = {"split": {"kind": "random"}} if what == "config" else {}
+    if what == "schema":
+        (shop / "shop.toml").write_text(SCHEMA.replace("max_length = 5", "max_length = 6"))
+    if what == "data":
+        frame(201).to_csv(shop / "shop" / "log.csv", index=False)
+    assert make(shop, **changed).content_hash != first.content_hash
+    assert len(left(shop)) == 2
+
+
+def test_prepare_does_not_follow_places(shop: Path) -> None:
+    first = make(shop)
+    (shop / "shop").rename(shop / "moved")
+    assert make(shop, path="moved").path == first.path
+
+
+def test_prepare_is_a_function_of_its_inputs(shop: Path) -> None:
+    first = make(shop)
+    first.path.rename(shop / "kept")
+    again = make(shop)
+    for name, checksum in again.manifest["files"].items():
+        assert checksum == Prepared.open(shop / "kept").manifest["files"][name], name
+
+
+def test_formats_give_the_same_examples(shop: Path) -> None:
+    expected = make(shop)
+    frame().to_parquet(shop / "shop" / "log.parquet")
+    frame().to_csv(shop / "shop" / "log.tsv.gz", index=False, sep="\t")
+    for source, name in (("parquet", "log.parquet"), ("tsv", "log.tsv.gz")):
+        found = make(shop, source=source, files={"events": name})
+        assert found.encoder.content_hash == expected.encoder.content_hash
+        for split in expected.splits:
+            assert pq.read_table(found.files(split)).equals(pq.read_table(expected.files(split)))
+
+
+def test_several_files_are_one_log(shop: Path) -> None:
+    expected = make(shop)
+    for number, start in enumerate((0, 70, 140)):
+        frame().iloc[start : start + 70].to_csv(shop / "shop" / f"part{number}.csv", index=False)
+    found = make(shop, files={"events": "part*.csv"})
+    for split in expected.splits:
+        assert pq.read_table(found.files(split)).equals(pq.read_table(expected.files(split)))
+
+
+def test_bad_rows_end_it_and_lose_nothing(shop: Path) -> None:
+    with (shop / "shop" / "log.csv").open("a") as lines:
+        lines.write("1,2,cheap,5,1\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"bad rows \(2 of 202 in events\)") as caught:
+        make(shop)
+    assert left(shop) == ["shop.bad_rows.csv"]
+    assert str(shop / "out" / "shop.bad_rows.csv") in str(caught.value)
+
+
+def test_bad_rows_can_be_set_aside(shop: Path) -> None:
+    expected = make(shop)
+    with (shop / "shop" / "log.csv").open("a") as lines:
+        lines.write("1,2,cheap,5,1\n1,2,3\n")
+    found = make(shop, bad_rows="quarantine")
+    assert (found.counts["read"], found.counts["bad"], found.counts["events"]) == (202, 2, 200)
+    assert pq.read_table(found.path / "quarantine" / "bad_rows.parquet").num_rows == 2
+    assert pq.read_table(found.files("train")).equals(pq.read_table(expected.files("train")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"files": {"events": "no.csv"}}, "there is no file 'no.csv'"),
+        ({"columns": {"click": "clicked"}}, "no column 'clicked' for data.columns.click, did you mean 'click'"),
+        ({"source": "parquet"}, "log.csv: not a readable Parquet file"),
+        ({"split": {"kind": "published"}}, "the source has no published split"),
+        ({"options": {"delimeter": ";"}}, "unknown key 'delimeter'"),
+        ({"options": {"delimiter": ";"}}, "no column 'user' for feature 'user'"),
+    ],
+)
+def test_errors_are_one_clear_line_and_leave_nothing(shop: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make(shop, **changed)
+    assert "\n" not in str(caught.value)
+    assert left(shop) == []
+
+
+def test_a_full_disk_leaves_nothing_at_any_point(shop: Path) -> None:
+    with inject() as points:
+        make(shop).path.rename(shop / "kept")
+    for number in (1, len(points) // 2, len(points) - 2):
+        with inject(number, "enospc"), pytest.raises(OSError, match="no space left"):
+            make(shop)
+        assert left(shop) == []
+    assert make(shop).counts["train"] == 160
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from features.prepared import DataConfig, prepare
+shop = Path(sys.argv[1])
+config = DataConfig.model_validate_json(sys.argv[2])
+prepare(config, data_root=shop, schema_dir=shop, out=shop / "out")
+"""
+
+
+def test_a_killed_prepare_leaves_nothing_that_opens(shop: Path) -> None:
+    with inject() as points:
+        expected = make(shop)
+    names = [label for label in points if label.startswith(("half-written:examples", "write:manifest", "rename:shop"))]
+    assert len(names) == 3
+    expected.path.rename(shop / "kept")
+    config = DataConfig.model_validate(CONFIG).model_dump_json()
+    for name in names:
+        number = points.index(name) + 1
+        environment = os.environ | {"RECSYS_FAULT": f"{number}:kill", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(shop), config]
+        assert subprocess.run(command, env=environment, check=False).returncode == -9
+        assert not expected.path.exists()
+        (unfinished,) = (shop / "out").iterdir()
+        assert unfinished.name.startswith(".aside-")
+    assert make(shop).content_hash == expected.content_hash
+    assert left(shop) == [expected.path.name]
+
+
+def test_rows_without_users_and_items_need_neither(shop: Path) -> None:
+    (shop / "shop.toml").write_text(
+        'name = "ctr"\n[features.place]\ncolumn = "item"\ntable = "ids"\n[features.price]\nkind = "dense"\n[labels.click]\n'
+    )
+    prepared = make(shop, split={"kind": "random"})
+    assert (prepared.users, prepared.items, prepared.histories) == (None, None, None)
+    batch, _ = next(iter(prepared.view("train").loader(32, seed=0).epoch(0)))
+    assert set(batch.features) == {"place", "price"}
+    with pytest.raises(ValueError, match="names no `item` feature"):
+        prepared.view("train").interactions()
+
+
+def test_unknown_users_take_part_without_a_history(shop: Path) -> None:
+    rows = frame()
+    rows["user"] = rows["user"].where(rows["user"] > 0).astype("Int64")
+    rows.to_csv(shop / "shop" / "log.csv", index=False)
+    prepared = make(shop)
+    assert prepared.counts["users"] == 8
+    for batch, _ in prepared.view("train").loader(64, seed=0).epoch(0):
+        unknown = batch.ids("user") == 0
+        assert unknown.any()
+        assert not batch.jagged("history").lengths[unknown].any()
+
+
+def test_cold_items_are_in_the_catalogue(shop: Path) -> None:
+    (shop / "shop" / "items.csv").write_text("item,price,title\n" + "".join(f"{i},{i / 2},t{i}\n" for i in range(25)))
+    frame().drop(columns="price").to_csv(shop / "shop" / "log.csv", index=False)
+    prepared = make(shop, files={"events": "log.csv", "items": "items.csv"})
+    assert prepared.items is not None
+    assert len(prepared.items) == 25
+    assert prepared.items.column("title").to_pylist()[24] == "t24"
+    cold = prepared.view("train").item_batch(torch.tensor([24]))
+    assert cold.ids("item").tolist() == [0]
+    assert cold.ids("price").tolist() == [12.0]
+
+
+def test_worlds_prepare(tmp_path: Path) -> None:
+    schema = ROOT / "configs" / "schemas" / "demo.toml"
+    values = {"name": "small", "source": "world", "path": "small", "schema": str(schema), "split": {"kind": "time"}}
+    prepared = prepare(DataConfig.model_validate(values), data_root=None, schema_dir=tmp_path, out=tmp_path / "out")
+    batch, _ = next(iter(prepared.view("test").loader(32, seed=0).epoch(0)))
+    assert {"click", "probability"} <= set(batch.labels)
+    assert prepared.items is not None
+
+
+def timed(config: str, folder: Path) -> tuple[Prepared, float]:
+    import tomllib
+
+    values = tomllib.loads((ROOT / "configs" / "datasets" / f"{config}.toml").read_text())["data"]
+    start = time.perf_counter()
+    prepared = prepare(
+        DataConfig.model_validate(values), data_root=Path(str(DATA)), schema_dir=ROOT / "configs", out=folder
+    )
+    return prepared, time.perf_counter() - start
+
+
+@needs_data
+@pytest.mark.slow
+def test_gowalla_prepares_to_its_published_counts(tmp_path: Path) -> None:
+    prepared, _ = timed("gowalla", tmp_path)
+    counts = prepared.counts
+    assert (counts["users"], counts["items"], counts["test"]) == (29_858, 40_981, 217_242)
+    assert counts["train"] + counts["validation"] == 810_128
+    assert prepared.view("train", "validation").interactions().nnz == 810_128
+    assert prepared.view("train").truth("test")[0].numel() == 29_858
+    assert prepared.view("train").interactions().getnnz(axis=1).min() >= 1
+
+
+@needs_data
+@pytest.mark.slow
+def test_movielens_prepares_to_its_published_samples(tmp_path: Path) -> None:
+    prepared, _ = timed("movielens1m", tmp_path)
+    counts = prepared.counts
+    assert counts["events"] == 739_007
+    assert (counts["train"], counts["validation"], counts["test"]) == (591_205, 73_901, 73_901)
+    batch, _ = next(iter(prepared.view("test").loader(4096, seed=0).epoch(0)))
+    assert set(batch.features) == {"user", "movie", "gender", "age", "occupation", "zip"}
+    assert prepared.encoder.num_embeddings("gender") == 3
