@@ -15,7 +15,7 @@ so that one look at the report shows every bad row; splits, joins and encoding c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import ibis
 import ibis.expr.types as ir
@@ -128,15 +128,16 @@ def _canonical(database: Database, bad: BadRows, parts: Sequence[Part]) -> ir.Ta
             rows = rows.filter(~part.dropped)
     values = {part.name: part.reading.value for part in parts}
     if bad.role == "events":
-        starts = _file_starts(database, bad)
-        values = {NUMBER: ibis.array(starts)[bad.table.rows[FILE]] + bad.table.rows[ROW] - 1} | values
+        values = {NUMBER: _file_start(database, bad) + bad.table.rows[ROW] - 1} | values
     return rows.select(**values)
 
 
-def _file_starts(database: Database, bad: BadRows) -> list[int]:
-    """The number of the first row of each file."""
+def _file_start(database: Database, bad: BadRows) -> Any:
+    """The number of the first row of the file that a row is in."""
     rows = bad.table.rows
+    if len(bad.table.names) == 1:
+        return ibis.literal(0, "int64")
     counted = database.fetch(rows.group_by(FILE).aggregate(rows_of_file=rows[ROW].max())).to_pylist()
     rows_of_file = {row[FILE]: row["rows_of_file"] for row in counted}
     counts = [rows_of_file.get(place, 0) for place in range(len(bad.table.names))]
-    return list(accumulate(counts, initial=0))[:-1]
+    return ibis.array(list(accumulate(counts, initial=0))[:-1])[rows[FILE]]

@@ -71,6 +71,7 @@ def prepare(
         about = {"format": FORMAT, "name": config.name, "content_hash": content_hash, "inputs": inputs}
         about |= {"config": config.meaning(), "schema_hash": schema.content_hash, "files": _checksums(folder)}
         write_json(folder / MANIFEST, about | manifest)
+    remove_tree(report)  # of an earlier attempt
     return Prepared.open(path, verify=False)
 
 

@@ -70,12 +70,16 @@ class InputFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Delimited:
-    """The form of text with one record a line. names: its columns when the first line is not a header."""
+    """The form of text with one record a line.
+
+    names: its columns when the first line is not a header. missing: the values that stand for a missing one.
+    """
 
     delimiter: str
     quote: str = '"'
     encoding: str = "utf-8"
     names: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ("",)
 
 
 class Inputs:
@@ -140,15 +144,18 @@ def parquet_table(database: Database, role: str, files: Sequence[InputFile]) -> 
 
 
 def check_parquet(path: Path) -> None:
-    """Raise ValueError unless the file begins and ends as Parquet and its footer can be read."""
+    """Raise ValueError unless the file's footer can be read, and its columns leave our own names free."""
     try:
-        pq.read_metadata(path)
+        names = pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    taken = sorted(set(names) & {FILE, ROW, SPLIT, "file_index", "file_row_number"})
+    if taken:
+        raise ValueError(f"{path}: column name {taken[0]!r} is used for the place of a row; rename the column")
 
 
 def delimited_table(database: Database, role: str, files: Sequence[InputFile], form: Delimited) -> SourceTable:
-    """Text files as one table of text columns; an empty value is missing, a line with other fields malformed."""
+    """Text files as one table of text columns; a line with more or fewer fields than the header is malformed."""
     name = f"raw_{role}"
     columns = form.names or _header(files[0].path, form)
     _refuse_repeated(columns, files[0].path)
@@ -169,10 +176,11 @@ def delimited_table(database: Database, role: str, files: Sequence[InputFile], f
 
 def _read_csv(path: Path, columns: Sequence[str], form: Delimited) -> str:
     kinds = ", ".join(f"{text(name)}: 'VARCHAR'" for name in columns)
+    missing = ", ".join(text(value) for value in form.missing)
     settings = {
         "auto_detect": "false", "header": str(not form.names).lower(), "columns": f"{{{kinds}}}",
         "delim": text(form.delimiter), "quote": text(form.quote), "escape": text(form.quote),
-        "encoding": text(form.encoding), "nullstr": "''", "comment": "''", "skip": "0",
+        "encoding": text(form.encoding), "nullstr": f"[{missing}]", "comment": "''", "skip": "0",
         "store_rejects": "true", "max_line_size": str(MAX_LINE_BYTES),
     }  # fmt: skip
     return f"read_csv({text(str(path))}, {', '.join(f'{name} = {value}' for name, value in settings.items())})"

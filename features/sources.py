@@ -38,7 +38,8 @@ from features.source_files import (
     parquet_table,
 )  # fmt: skip
 from features.storage import is_uri
-from features.worlds import WORLDS, WorldTables, generate
+from features.world_tables import WorldTables
+from features.worlds import WORLDS, generate
 
 Columns = Mapping[str, str | Mapping[str, str]]
 
@@ -121,19 +122,19 @@ class ParquetSource(FileSource):
 class DelimitedSource(FileSource):
     """CSV files, plain or gzipped; every value is read as text, an empty one as missing.
 
-    options: `delimiter`, `quote` ("" = none), `encoding` (utf-8, utf-16, latin-1), `names` (the columns of events files
-    that have no header line).
+    options: `delimiter`, `quote` ("" = none), `encoding` (utf-8, utf-16, latin-1), `missing` (the texts that stand for a
+    missing value, the empty one unless said), `names` (the columns of events files that have no header line).
     """
 
     delimiter = ","
-    options = frozenset({"delimiter", "quote", "encoding", "names"})
+    options = frozenset({"delimiter", "quote", "encoding", "missing", "names"})
 
     def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
         """Text columns."""
-        given = {"delimiter": self.delimiter} | dict(self.request.options)
-        names = tuple(given.pop("names", ())) if role == "events" else ()
-        given.pop("names", None)
-        return delimited_table(database, role, files, Delimited(**given, names=names))
+        given = {"delimiter": self.delimiter, "missing": ("",)} | dict(self.request.options)
+        names = tuple(given.pop("names", ()))
+        form = Delimited(**given, names=names if role == "events" else ())
+        return delimited_table(database, role, files, form)
 
 
 class TabSource(DelimitedSource):

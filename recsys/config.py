@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from features.data_config import DataConfig
 from features.values import Value, describe
 
 Options = TypeVar("Options", bound=BaseModel)
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
 class ConfigError(ValueError):
@@ -107,7 +108,8 @@ class TrainingConfig(Value):
     retrieval, auc for ranking). patience: evaluations without improvement before stopping (0 = never). evaluate_every:
     epochs between evaluations. clip_norm: global norm of the dense gradients. max_row_norm: norm of each looked-up
     vector's gradient. refit: after choosing the number of epochs on validation, train once more on train + validation
-    (retrieval); otherwise the best-validation weights are kept. threads: torch threads (0 = all cores).
+    (retrieval); otherwise the best-validation weights are kept. threads: torch threads (0 = all cores). device: where
+    model and batches are; "cuda" is for one process on the plain backend.
     """
 
     batch_size: int = Field(default=2048, ge=1)
@@ -120,21 +122,21 @@ class TrainingConfig(Value):
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     refit: bool = False
     threads: int = Field(default=0, ge=0)
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class EvaluationConfig(Value):
     """`[evaluation]`: the list lengths of ranking metrics, and the rows scored at a time."""
 
-    k: tuple[int, ...] = (20,)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(20,), min_length=1)
     batch_size: int = Field(default=4096, ge=1)
 
 
 class RunConfig(Value):
     """Everything that decides a run. `name` is the config file's stem."""
 
-    name: str
-    seed: int = 0
+    name: str = Field(pattern=NAME)
+    seed: int = Field(default=0, ge=0)
     data: DataConfig
     model: ModelConfig
     tables: TablesConfig = TablesConfig()
@@ -192,7 +194,7 @@ def import_name(name: str, allowed: Sequence[str] | None = None) -> Any:
     allowed: the top-level packages that may be imported (None = any; the server passes what `--allow` named).
     """
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise ConfigError(f"{name!r} is not a name of ours, and not of the form 'package.module:Name'")
     package = module_name.partition(".")[0]
     if allowed is not None and package not in allowed:
@@ -201,8 +203,9 @@ def import_name(name: str, allowed: Sequence[str] | None = None) -> Any:
         )
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{name!r} cannot be imported: {error}") from None
+    except (ImportError, SyntaxError) as error:
+        hint = "; is it installed, or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"{name!r} cannot be imported: {error}{hint}") from None
     if not hasattr(module, attribute):
         raise ConfigError(f"module {module_name!r} has no {attribute!r}")
     return getattr(module, attribute)

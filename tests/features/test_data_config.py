@@ -28,8 +28,9 @@ def test_split_config_round_trips(kind: str) -> None:
 
 def test_meaning_does_not_follow_places() -> None:
     elsewhere = DATA | {"path": "s3://bucket/shop", "files": {"events": "other.csv"}, "schema": "shop.toml"}
-    assert DataConfig.model_validate(DATA).meaning() == DataConfig.model_validate(elsewhere).meaning()
-    assert DataConfig.model_validate(DATA).meaning() != DataConfig.model_validate(DATA | {"examples": "positive"}).meaning()  # fmt: skip
+    config = DataConfig.model_validate(DATA)
+    assert config.meaning() == DataConfig.model_validate(elsewhere).meaning()
+    assert config.meaning() != DataConfig.model_validate(DATA | {"examples": "positive"}).meaning()
 
 
 @pytest.mark.parametrize(

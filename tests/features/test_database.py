@@ -53,7 +53,7 @@ def test_database_drops_tables(database: Database) -> None:
 
 
 def test_database_error_is_one_line(database: Database) -> None:
-    with pytest.raises(ValueError, match="the working database: .*nowhere") as caught:
+    with pytest.raises(ValueError, match=r"the working database: .*nowhere") as caught:
         database.run("SELECT * FROM nowhere")
     assert "\n" not in str(caught.value)
 

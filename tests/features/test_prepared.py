@@ -1,10 +1,10 @@
 """`prepare` as a whole: reuse, atomicity, one clear line for each error, and the real datasets."""
 
 import os
+import signal
 import subprocess
 import sys
-import textwrap
-import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def test_prepare_names_the_folder_by_its_content(shop: Path) -> None:
     assert prepared.path == shop / "out" / f"shop-{prepared.content_hash[:12]}"
     assert left(shop) == [prepared.path.name]
     assert prepared.counts == {
-        "read": 200, "bad": 0, "dropped": 0, "events": 200, "train": 160, "validation": 20, "test": 20, "users": 9, "items": 20,
+        "read": 200, "bad": 0, "dropped": 0, "events": 200, "train": 160, "validation": 20, "test": 20, "users": 9,
+        "items": 20,
     }  # fmt: skip
     assert not (prepared.path / "work").exists()
 
@@ -156,7 +157,10 @@ def test_bad_rows_can_be_set_aside(shop: Path) -> None:
     expected = make(shop)
     with (shop / "shop" / "log.csv").open("a") as lines:
         lines.write("1,2,cheap,5,1\n1,2,3\n")
+    with pytest.raises(ValueError, match="bad rows"):
+        make(shop)
     found = make(shop, bad_rows="quarantine")
+    assert left(shop) == sorted([expected.path.name, found.path.name])
     assert (found.counts["read"], found.counts["bad"], found.counts["events"]) == (202, 2, 200)
     assert pq.read_table(found.path / "quarantine" / "bad_rows.parquet").num_rows == 2
     assert pq.read_table(found.files("train")).equals(pq.read_table(expected.files("train")))
@@ -200,34 +204,37 @@ prepare(config, data_root=shop, schema_dir=shop, out=shop / "out")
 """
 
 
-def test_a_killed_prepare_leaves_nothing_that_opens(shop: Path) -> None:
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "rename:shop-",
+        pytest.param("half-written:examples", marks=pytest.mark.slow),
+        pytest.param("write:manifest.json", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_prepare_leaves_nothing_that_opens(shop: Path, moment: str) -> None:
     with inject() as points:
         expected = make(shop)
-    names = [label for label in points if label.startswith(("half-written:examples", "write:manifest", "rename:shop"))]
-    assert len(names) == 3
     expected.path.rename(shop / "kept")
+    (number,) = [place for place, label in enumerate(points, 1) if label.startswith(moment)]
+    environment = os.environ | {"RECSYS_FAULT": f"{number}:kill", "PYTHONPATH": str(ROOT)}
     config = DataConfig.model_validate(CONFIG).model_dump_json()
-    for name in names:
-        number = points.index(name) + 1
-        environment = os.environ | {"RECSYS_FAULT": f"{number}:kill", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(shop), config]
-        assert subprocess.run(command, env=environment, check=False).returncode == -9
-        assert not expected.path.exists()
-        (unfinished,) = (shop / "out").iterdir()
-        assert unfinished.name.startswith(".aside-")
+    command = [sys.executable, "-c", KILLED, str(shop), config]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    (unfinished,) = (shop / "out").iterdir()
+    assert unfinished.name.startswith(".aside-")
     assert make(shop).content_hash == expected.content_hash
     assert left(shop) == [expected.path.name]
 
 
 def test_rows_without_users_and_items_need_neither(shop: Path) -> None:
-    (shop / "shop.toml").write_text(
-        'name = "ctr"\n[features.place]\ncolumn = "item"\ntable = "ids"\n[features.price]\nkind = "dense"\n[labels.click]\n'
-    )
+    features = '[features.place]\ncolumn = "item"\ntable = "ids"\n[features.price]\nkind = "dense"\n'
+    (shop / "shop.toml").write_text(f'name = "ctr"\n{features}[labels.click]\n')
     prepared = make(shop, split={"kind": "random"})
     assert (prepared.users, prepared.items, prepared.histories) == (None, None, None)
     batch, _ = next(iter(prepared.view("train").loader(32, seed=0).epoch(0)))
     assert set(batch.features) == {"place", "price"}
-    with pytest.raises(ValueError, match="names no `item` feature"):
+    with pytest.raises(ValueError, match="names no `user` feature"):
         prepared.view("train").interactions()
 
 
@@ -264,21 +271,16 @@ def test_worlds_prepare(tmp_path: Path) -> None:
     assert prepared.items is not None
 
 
-def timed(config: str, folder: Path) -> tuple[Prepared, float]:
-    import tomllib
-
-    values = tomllib.loads((ROOT / "configs" / "datasets" / f"{config}.toml").read_text())["data"]
-    start = time.perf_counter()
-    prepared = prepare(
-        DataConfig.model_validate(values), data_root=Path(str(DATA)), schema_dir=ROOT / "configs", out=folder
-    )
-    return prepared, time.perf_counter() - start
+def published(dataset: str, out: Path) -> Prepared:
+    values = tomllib.loads((ROOT / "configs" / "datasets" / f"{dataset}.toml").read_text())["data"]
+    config = DataConfig.model_validate(values)
+    return prepare(config, data_root=Path(str(DATA)), schema_dir=ROOT / "configs", out=out)
 
 
 @needs_data
 @pytest.mark.slow
 def test_gowalla_prepares_to_its_published_counts(tmp_path: Path) -> None:
-    prepared, _ = timed("gowalla", tmp_path)
+    prepared = published("gowalla", tmp_path)
     counts = prepared.counts
     assert (counts["users"], counts["items"], counts["test"]) == (29_858, 40_981, 217_242)
     assert counts["train"] + counts["validation"] == 810_128
@@ -290,7 +292,7 @@ def test_gowalla_prepares_to_its_published_counts(tmp_path: Path) -> None:
 @needs_data
 @pytest.mark.slow
 def test_movielens_prepares_to_its_published_samples(tmp_path: Path) -> None:
-    prepared, _ = timed("movielens1m", tmp_path)
+    prepared = published("movielens1m", tmp_path)
     counts = prepared.counts
     assert counts["events"] == 739_007
     assert (counts["train"], counts["validation"], counts["test"]) == (591_205, 73_901, 73_901)

@@ -16,6 +16,8 @@ from features.raw_columns import Reading, integer_pattern, read_id, read_list, r
 from features.spec import Clip, FeatureSpec, Log1p, Standardise
 
 DAY = 86_400_000_000
+NO_TIME = "is no time (a whole number, a date, or a date with a time)"
+NO_SCORE = "has a score that is no finite number"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_a_date_is_no_id(evaluate: Any) -> None:
 
 
 def listed(kind: str, integers: bool, **settings: Any) -> Any:
-    spec = FeatureSpec(name="f", kind=kind, table="t", **settings)  # type: ignore[arg-type]
+    spec = FeatureSpec(name="f", kind=kind, table="t", **settings)
     return lambda raw, name: read_list(raw, name, spec, integers=integers)
 
 
@@ -92,7 +94,8 @@ def listed(kind: str, integers: bool, **settings: Any) -> Any:
         (["1,2,3"], listed("id_list", True, separator=",", max_length=2), [[2, 3]]),
         ([[1, None], [], None], listed("id_list", True), [[1, None], [], None]),
         ([[1, 2, 3], [4]], listed("id_list", False, max_length=2), [["2", "3"], ["4"]]),
-        (["a:b:.5|c:1", None], listed("id_score_list", False), [[{"id": "a:b", "score": 0.5}, {"id": "c", "score": 1.0}], None]),
+        (["a:b:.5|c:1"], listed("id_score_list", False), [[{"id": "a:b", "score": 0.5}, {"id": "c", "score": 1.0}]]),
+        (pa.array([None], pa.string()), listed("id_score_list", False), [None]),
         ([[{"id": 1, "score": 2.0}]], listed("id_score_list", True), [[{"id": 1, "score": 2.0}]]),
     ],
 )  # fmt: skip
@@ -104,8 +107,8 @@ def test_lists_read(evaluate: Any, raw: Any, read: Any, values: Any) -> None:
     ("raw", "read", "problems"),
     [
         ([[1, None], None], listed("id_list", True, missing="refuse"), {"holds a missing id": [0], "is missing": [1]}),
-        (["1:2", "1"], listed("id_score_list", True), {"is not written id:score": [1], "has a score that is no finite number": [1]}),
-        (["1:x", "1:inf"], listed("id_score_list", True), {"has a score that is no finite number": [0, 1]}),
+        (["1:2", "1"], listed("id_score_list", True), {"is not written id:score": [1], NO_SCORE: [1]}),
+        (["1:x", "1:inf"], listed("id_score_list", True), {NO_SCORE: [0, 1]}),
     ],
 )  # fmt: skip
 def test_lists_find_faults(evaluate: Any, raw: Any, read: Any, problems: Any) -> None:
@@ -141,10 +144,10 @@ def test_numbers_are_followed_to_their_log1p(evaluate: Any) -> None:
     [
         ([5, -1, None], True, [5, -1, None], {"is negative": [1], "is missing": [2]}),
         (["5", "6"], True, [5, 6], {}),
-        (["1970-01-02", "1970-01-01 00:00:01", "x"], False, [DAY, 1_000_000, None], {"is no time (a whole number, a date, or a date with a time)": [2]}),
+        (["1970-01-02", "1970-01-01 00:00:01", "x"], False, [DAY, 1_000_000, None], {NO_TIME: [2]}),
         ([dt.date(1970, 1, 2)], True, [DAY], {}),
         (pa.array([1], pa.timestamp("s", "UTC")), True, [1_000_000], {}),
-        ([1.0, 1.5], True, [1, None], {"is no time (a whole number, a date, or a date with a time)": [1]}),
+        ([1.0, 1.5], True, [1, None], {NO_TIME: [1]}),
     ],
 )  # fmt: skip
 def test_times_read(evaluate: Any, raw: Any, integers: bool, values: Any, problems: Any) -> None:

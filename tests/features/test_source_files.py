@@ -133,6 +133,12 @@ def test_parquet_files_are_one_table_by_column_name(database: Database, tmp_path
     ]  # fmt: skip
 
 
+def test_parquet_columns_leave_the_names_of_places_free(database: Database, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"file_index": [1]}), tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match=r"log\.parquet: column name 'file_index' is used"):
+        parquet_table(database, "events", [InputFile("events", tmp_path / "log.parquet")])
+
+
 @pytest.mark.parametrize("damage", ["text", "cut"])
 def test_corrupt_parquet_is_refused_by_name(database: Database, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "log.parquet"

@@ -29,9 +29,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 def read(database: Database, source: str, **request: Any) -> dict[str, list[dict[str, Any]]]:
     tables = make_source(source, SourceRequest(**request)).read(database).by_role()
-    return {
-        role: database.fetch(table.rows.select(*table.columns)).to_pylist() for role, table in tables.items()
-    }
+    return {role: database.fetch(table.rows.select(*table.columns)).to_pylist() for role, table in tables.items()}
 
 
 def test_csv_reads_events_users_and_items(database: Database, tmp_path: Path) -> None:
@@ -52,6 +50,12 @@ def test_tsv_without_a_header_takes_names(database: Database, tmp_path: Path) ->
     (tmp_path / "log.tsv").write_text("1\t2\n3\t\n")
     found = read(database, "tsv", path=str(tmp_path / "log.tsv"), options={"names": ["label", "I1"]})
     assert found["events"] == [{"label": "1", "I1": "2"}, {"label": "3", "I1": None}]
+
+
+def test_missing_values_are_those_that_the_config_names(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,b\nNA,\n1,-\n")
+    found = read(database, "csv", path=str(tmp_path / "log.csv"), options={"missing": ["NA", "-"]})
+    assert found["events"] == [{"a": None, "b": ""}, {"a": "1", "b": None}]
 
 
 def test_published_split_comes_from_the_roles(database: Database, tmp_path: Path) -> None:
@@ -122,7 +126,8 @@ def test_adjacency_refuses_a_table_of_users(database: Database, tmp_path: Path) 
 def test_world_gives_its_tables(database: Database) -> None:
     found = read(database, "world", path="small")
     world = generate("small")
-    assert found == {"events": world.events.to_pylist(), "users": world.users.to_pylist(), "items": world.items.to_pylist()}  # fmt: skip
+    expected = {"events": world.events, "users": world.users, "items": world.items}
+    assert found == {role: table.to_pylist() for role, table in expected.items()}
 
 
 def test_world_fingerprint_follows_the_seed() -> None:
