@@ -117,15 +117,19 @@ def text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+class DatabaseError(ValueError):
+    """A statement that the database could not carry out, in one line."""
+
+
 @contextmanager
 def clear_errors(doing: str) -> Iterator[None]:
-    """Turn DuckDB's errors into one line: OSError for disks and memory, ValueError for data that cannot be read."""
+    """Turn DuckDB's errors into one line: OSError for files, disks and memory, DatabaseError for all else."""
     try:
         yield
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise OSError(f"{doing}: {_first_line(error)}") from error
     except duckdb.Error as error:
-        raise ValueError(f"{doing}: {_first_line(error)}") from error
+        raise DatabaseError(f"{doing}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

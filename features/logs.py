@@ -24,7 +24,7 @@ from features.bad_rows import BadRowFiles, BadRows, settle
 from features.database import Database
 from features.log_columns import GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, LogColumns, Part, label_column
 from features.raw_columns import Fault
-from features.source_files import FILE, ROW, SPLIT
+from features.source_files import FILE, ROW, SPLIT, broken_files_named
 from features.sources import SourceTables
 from features.spec import FeatureSchema
 
@@ -71,9 +71,14 @@ def read_log(
 ) -> Log:
     """Check and cast a source's tables.
 
-    Raises ValueError naming the table, file and column that is not there, a column whose type cannot be read, or the
-    first bad rows, their number and the complete list.
+    Raises ValueError naming the table, file and column that is not there, a column whose type cannot be read, a file
+    that cannot, or the first bad rows, their number and the complete list.
     """
+    with broken_files_named(database, source.by_role().values()):
+        return _read(database, source, schema, rules, files)
+
+
+def _read(database: Database, source: SourceTables, schema: FeatureSchema, rules: LogRules, files: BadRowFiles) -> Log:
     columns = LogColumns(database, source.by_role(), schema, rules.split_column)
     parts = {role: columns.parts(role) for role in columns.tables}
     repeated = {role: _repetitions(role, columns, parts[role], schema, rules) for role in parts}

@@ -8,7 +8,8 @@ name: a missing or truncated file, a corrupt Parquet file, a line that is no adj
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from glob import glob
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.database import Database, quoted, text
+from features.database import Database, DatabaseError, quoted, text
 from features.storage import local, sha256_file
 
 Ids = NDArray[np.int64]
@@ -42,12 +43,14 @@ class SourceTable:
     could be told apart) and, where the format has a published split, `SPLIT`.
     untyped: every value is text, because the format has no types.
     malformed: lines that could not be told apart, as (file, line, problem).
+    scanned: Parquet files that are read only when `rows` is evaluated.
     """
 
     rows: ir.Table
     names: tuple[str, ...]
     untyped: bool = False
     malformed: tuple[tuple[str, int, str], ...] = ()
+    scanned: tuple[Path, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -140,7 +143,28 @@ def parquet_table(database: Database, role: str, files: Sequence[InputFile]) -> 
         f"CREATE VIEW {quoted(f'raw_{role}')} AS SELECT *, CAST(file_index AS INTEGER) AS {quoted(FILE)}, "
         f"file_row_number + 1 AS {quoted(ROW)}{published} FROM read_parquet([{paths}], union_by_name = true)"
     )
-    return SourceTable(rows=database.table(f"raw_{role}"), names=_names(files))
+    scanned = tuple(file.path for file in files)
+    return SourceTable(rows=database.table(f"raw_{role}"), names=_names(files), scanned=scanned)
+
+
+@contextmanager
+def broken_files_named(database: Database, tables: Iterable[SourceTable]) -> Iterator[None]:
+    """Where reading fails in the block, find the Parquet file that cannot be read to its end, and name it."""
+    try:
+        yield
+    except (DatabaseError, OSError) as error:
+        for path in (path for table in tables for path in table.scanned):
+            if problem := _problem_inside(database, path):
+                raise ValueError(f"{path}: not a readable Parquet file ({problem})") from error
+        raise
+
+
+def _problem_inside(database: Database, path: Path) -> str:
+    try:
+        database.run(f"SELECT max(hash(COLUMNS(*))) FROM read_parquet({text(str(path))})")
+    except (DatabaseError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def check_parquet(path: Path) -> None:

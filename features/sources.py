@@ -122,7 +122,7 @@ class ParquetSource(FileSource):
 class DelimitedSource(FileSource):
     """CSV files, plain or gzipped; every value is read as text, an empty one as missing.
 
-    options: `delimiter`, `quote` ("" = none), `encoding` (utf-8, utf-16, latin-1), `missing` (the texts that stand for a
+    options: `delimiter`, `quote` ("" = none), `encoding` (utf-8, utf-16, latin-1), `missing` (texts that stand for a
     missing value, the empty one unless said), `names` (the columns of events files that have no header line).
     """
 

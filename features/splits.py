@@ -128,12 +128,14 @@ class Splitter:
         """Published, with validation examples drawn among each user's train examples."""
         published = _published_codes(events)
         drawable = events[EXAMPLE] & (published == TRAIN)
-        groups = [drawable, *([events[self._user]] if self._user else [])]
-        total = drawable.cast("int64").sum().over(ibis.window(group_by=groups))
+        user = [events[self._user]] if self._user else []
+        groups = [drawable, *user]
         if TIME in events.columns:
+            total = drawable.cast("int64").sum().over(ibis.window(group_by=[published == TRAIN, *user]))
             later = self._from_here(events, drawable.cast("int64"), published == TRAIN)
             drawn = _from_end(later, total, 0.0, self._config.validation) == VALIDATION
             return (drawn & (published == TRAIN)).ifelse(VALIDATION, published).cast("int8")
+        total = drawable.cast("int64").sum().over(ibis.window(group_by=groups))
         rank = ibis.row_number().over(ibis.window(group_by=groups, order_by=self._hashes(events, "validation")))
         drawn = drawable & (rank < _capped(self._config.validation, total, total - 1))
         return drawn.ifelse(VALIDATION, published).cast("int8")

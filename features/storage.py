@@ -68,13 +68,14 @@ def file_aside(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside_name(path)
-    point(f"create:{path.name}")
-    with _locked(os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)), _removed_on_error(aside):
-        yield aside
-        _sync_file(aside, path.name)
-        point(f"rename:{path.name}")
-        os.replace(aside, path)
-    _sync_folder(path.parent, f"of {path.name}")
+    with _naming(path):
+        point(f"create:{path.name}")
+        with _locked(os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)), _removed_on_error(aside):
+            yield aside
+            _sync_file(aside, path.name)
+            point(f"rename:{path.name}")
+            os.replace(aside, path)
+        _sync_folder(path.parent, f"of {path.name}")
 
 
 @contextmanager
@@ -89,14 +90,15 @@ def folder_aside(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     aside = _aside_name(path)
-    point(f"create:{path.name}")
-    aside.mkdir()
-    with _locked(os.open(aside, os.O_RDONLY)), _removed_on_error(aside):
-        yield aside
-        sync_tree(aside)
-        point(f"rename:{path.name}")
-        _rename_new(aside, path)
-    _sync_folder(path.parent, f"of {path.name}")
+    with _naming(path):
+        point(f"create:{path.name}")
+        aside.mkdir()
+        with _locked(os.open(aside, os.O_RDONLY)), _removed_on_error(aside):
+            yield aside
+            sync_tree(aside)
+            point(f"rename:{path.name}")
+            _rename_new(aside, path)
+        _sync_folder(path.parent, f"of {path.name}")
 
 
 @contextmanager
@@ -351,6 +353,17 @@ def _removed_on_error(aside: Path) -> Iterator[None]:
     finally:
         if not finished:
             _delete(aside)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the system that names no file (a write to an open one on a full disk) names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _delete(path: Path) -> None:

@@ -37,7 +37,7 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
             continue
         annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         models = [found for annotation in annotations for found in _models_in(annotation)] or models
-    return {name for found in models for name in found.model_fields}
+    return {field.alias or name for found in models for name, field in found.model_fields.items()}
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

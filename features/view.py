@@ -51,7 +51,10 @@ class Prepared:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ValueError(f"{path} is no prepared data: it has no {MANIFEST}")
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path / MANIFEST} is damaged ({error}); remove {path} and prepare it again") from None
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{path}: prepared data of format {manifest.get('format')!r}, this version reads {FORMAT}")
         for name, expected in manifest["files"].items() if verify else ():
@@ -163,8 +166,13 @@ class View:
         return matrix
 
     def truth(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The positive examples of another split: users [U] that have some, offsets [U + 1], items, ascending each."""
+        """What another split adds: users [U] that have some, offsets [U + 1], items, ascending each.
+
+        Positive examples of that split; a pair that stands in this view too is known already and left out.
+        """
         matrix = self.prepared.view(split).interactions()
+        matrix = csr_matrix(matrix - matrix.multiply(self.interactions()))
+        matrix.eliminate_zeros()
         matrix.sort_indices()
         users = np.flatnonzero(np.diff(matrix.indptr))
         offsets = np.append(matrix.indptr[users], matrix.nnz).astype(np.int64)

@@ -18,7 +18,7 @@ from features.data_config import DataConfig
 from features.values import Value, describe
 
 Options = TypeVar("Options", bound=BaseModel)
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+NAME = r"^[^./\\][^/\\]*$"  # one folder, not hidden
 
 
 class ConfigError(ValueError):

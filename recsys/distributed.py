@@ -99,6 +99,28 @@ def joined_ranks(device: str = "cpu", timeout_s: float = 1800.0) -> Iterator[Non
         finalise()
 
 
+# --- ranks that end ---
+
+
+def first_to_fail(unanswered: bool) -> bool:
+    """Whether no other rank has called this before: of the ranks that end with an error, one says why.
+
+    unanswered: the answer when the rank that keeps count has ended already (torchrun's own launcher does, and stays).
+    """
+    if world_size() == 1:
+        return True
+    try:
+        count: int = dist.group.WORLD.get_group_store().add("failed", 1)
+    except RuntimeError:
+        return unanswered
+    return count == 1
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank has ended or does not answer; gloo says so in words alone."""
+    return isinstance(error, dist.DistError) or (is_distributed() and "/gloo/" in str(error))
+
+
 # --- agreement ---
 
 

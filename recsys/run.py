@@ -1,6 +1,6 @@
 """A run: one config trained once, in a folder of its own, from data to finished weights.
 
-    runs/<name>/config.json     the resolved config, written first; another config under this name is refused
+    runs/<name>/config.json     the resolved config, written when training begins; another under this name is refused
                 run.json        the prepared data's path and hash, the stage (select, refit, finished), what was found
                 metrics.jsonl   one line per logged step and evaluation
                 checkpoints/    of each stage
@@ -12,7 +12,7 @@ The test split is read by `evaluate` alone.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from features.encoder import Encoder
 from features.prepared import Prepared, View
 from recsys import distributed
 from recsys.compression import make_collection, make_table_optimizer
-from recsys.config import ConfigError, RunConfig
-from recsys.evaluation.evaluate import Report, evaluate_ranking, evaluate_retrieval
+from recsys.config import ConfigError, RunConfig, parse_options
+from recsys.evaluation.evaluate import Report, check_metric, evaluate_ranking, evaluate_retrieval
 from recsys.models import make_model, model_class
 from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender
+from recsys.models.view import OnDevice
 from recsys.phases import Until
 from recsys.training.checkpoint import Checkpoints
+from recsys.training.checks import check_settings, check_splits
 from recsys.training.optimizers import make_optimizer
 from recsys.training.state import load_model
 from recsys.training.trainer import Observer, Progress, Settings, Trainer
@@ -41,23 +43,26 @@ SELECT, REFIT, FINISHED = "select", "refit", "finished"
 def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None) -> Model:
     """The config's model with fresh weights, a function of (config, encoder) alone.
 
-    backend: another one than the config's; "plain" here is a model to evaluate, which does not train. Under several
-    ranks "fused" means "sharded".
+    backend: another one than the config's; "plain" here is a model to evaluate, on the CPU, which does not train.
+    "fused" and "sharded" are one setting for one process and for several ranks: what one began, the other resumes.
     Raises ConfigError for a setting that the model or its tables do not have.
     """
     if issubclass(model_class(config.model.name), ClosedForm):
         return make_model(config.model)
     chosen = backend or config.tables.backend
-    if chosen == "fused" and distributed.world_size() > 1:
-        chosen = "sharded"
+    if chosen != "plain":
+        chosen = "sharded" if distributed.world_size() > 1 else "fused"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        tables = config.tables.model_copy(update={"backend": chosen})
+        sharding = config.tables.sharding if chosen == "sharded" else None
+        tables = config.tables.model_copy(update={"backend": chosen, "sharding": sharding})
         optimizer = None if chosen == "plain" and backend else make_table_optimizer(config.optimizer.tables)
         collection = make_collection(
             tables, encoder, optimizer, seed=config.seed, max_row_norm=config.training.max_row_norm
         )
-        return make_model(config.model, encoder, collection)
+        torch.manual_seed(config.seed)  # here: some backends draw numbers, on each rank others
+        model = make_model(config.model, encoder, collection)
+    assert isinstance(model, nn.Module)
+    return model if backend else model.to(config.training.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +91,17 @@ class Run:
     def create(config: RunConfig, folder: Path, prepared: Prepared, resume: bool = False) -> "Run":
         """A new run, or with `resume` (or when it is finished) the one that is there, if its config is the same.
 
-        Raises ConfigError when the folder belongs to another config or other data, or holds an unfinished run and
-        `resume` is not given.
+        Nothing is written before `train` has found that the config can be trained. Raises ConfigError when it cannot,
+        when the folder belongs to another config or other data, or holds an unfinished run and `resume` is not given.
         """
         run = Run(folder, config, prepared)
-        if not (folder / "config.json").exists():
-            run._write_new()
-            return run
-        run._check_same()
-        if run.state.stage != FINISHED and not resume:
-            raise ConfigError(f"{folder} holds an unfinished run; continue it with --resume or choose another --name")
+        check_settings(config)
+        check_splits(config.training, prepared.splits)
+        if run._begun:
+            run._check_same()
+            if not run.finished and not resume:
+                raise ConfigError(f"{folder} is an unfinished run; continue it with --resume or choose another --name")
+        distributed.barrier()  # no rank writes before all have looked
         return run
 
     @staticmethod
@@ -106,8 +112,7 @@ class Run:
             raise ConfigError(
                 f"{folder} is not a run (it has no config.json); `recsys train CONFIG` makes one in runs/"
             )
-        config = RunConfig.from_json((folder / "config.json").read_text())
-        state = RunState(**json.loads((folder / "run.json").read_text()))
+        config, state = read_config(folder / "config.json"), read_state(folder / "run.json")
         prepared = Prepared.open(state.prepared)
         if prepared.content_hash != state.data_hash:
             raise ConfigError(f"{state.prepared} changed since {folder} was trained; prepare it again")
@@ -120,69 +125,78 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """What run.json says now."""
-        return RunState(**json.loads((self.folder / "run.json").read_text()))
+        """What run.json says now; the beginning when nothing is written yet."""
+        if self._begun:
+            return read_state(self.folder / "run.json")
+        return RunState(prepared=str(self.prepared.path.resolve()), data_hash=self.prepared.content_hash)
+
+    @property
+    def _begun(self) -> bool:
+        return (self.folder / "config.json").exists()
 
     @property
     def finished(self) -> bool:
         """Whether training has ended."""
         return self.state.stage == FINISHED
 
-    def _write_new(self) -> None:
-        state = RunState(prepared=str(self.prepared.path.resolve()), data_hash=self.prepared.content_hash)
-        if distributed.rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_state(state)
+    def _begin(self) -> None:
+        """Claim the folder. config.json is written last: without it there is no run."""
+        if distributed.rank() == 0 and not self._begun:
+            storage.write_json(self.folder / "run.json", vars(self.state))
             storage.write_text(self.folder / "config.json", self.config.to_json())
         distributed.barrier()
 
     def _write_state(self, state: RunState) -> None:
+        distributed.barrier()  # no rank finds the new state before all have read the old
         if distributed.rank() == 0:
             storage.write_json(self.folder / "run.json", vars(state))
         distributed.barrier()
 
     def _check_same(self) -> None:
-        there = RunConfig.from_json((self.folder / "config.json").read_text())
+        there = read_config(self.folder / "config.json")
         if there.content_hash != self.config.content_hash:
-            came, accepted = self.config.content_hash[:12], there.content_hash[:12]
-            raise ConfigError(f"{self.folder} belongs to config {accepted}, this is {came}; choose another --name")
+            first, *more = differing_keys(self.config, there)
+            keys = f"{first} and {len(more)} other settings" if more else first
+            raise ConfigError(f"{self.folder} belongs to a config with other {keys}; remove it or choose another --name")
         if self.state.data_hash != self.prepared.content_hash:
-            raise ConfigError(f"{self.folder} was started on other prepared data; choose another --name")
+            raise ConfigError(f"{self.folder} was started on other prepared data; remove it or choose another --name")
 
     # --- training ---
 
-    def train(self, observers: Sequence[Observer] = ()) -> Model:
-        """Train to the end from where the run stands, and return the finished model; Interrupted after a signal."""
+    def train(self, observers: Sequence[Observer] = ()) -> None:
+        """Train to the end from where the run stands; Interrupted after a signal. Then `model()` is what was found."""
         _set_threads(self.config.training.threads)
-        model = build_model(self.config, self.prepared.encoder)
-        if isinstance(model, ClosedForm):
-            return self._fit_closed_form(model)
+        if self._is_closed_form and not self.finished:
+            self._fit_closed_form()
         if self.state.stage == SELECT:
-            self._select(model, observers)
+            self._select(observers)
         if self.state.stage == REFIT:
-            model = build_model(self.config, self.prepared.encoder)
-            self._refit(model, observers)
-        return self.model() if distributed.world_size() == 1 else model
+            self._refit(observers)
 
-    def _select(self, model: Model, observers: Sequence[Observer]) -> None:
+    def _select(self, observers: Sequence[Observer]) -> None:
         view = self.prepared.view("train")
         training = self.config.training
         until = Until(max_epochs=training.max_epochs, patience=training.patience or None)
+        model = build_model(self.config, self.prepared.encoder)
         trainer = self._trainer(SELECT, model, view, until, observers)
         if "validation" in self.prepared.splits:
+            check_metric(self.metric, model, self.config.evaluation.k)
             trainer.evaluate = lambda: self._validate(model, view)
+        self._begin()
         progress = trainer.fit()
         epochs = progress.best_epoch or training.max_epochs
         self._finish_stage(REFIT if training.refit else FINISHED, progress, epochs)
 
-    def _refit(self, model: Model, observers: Sequence[Observer]) -> None:
+    def _refit(self, observers: Sequence[Observer]) -> None:
         view = self.prepared.view("train", "validation")
         until = Until(max_epochs=self.state.best_epoch)
+        model = build_model(self.config, self.prepared.encoder)
         progress = self._trainer(REFIT, model, view, until, observers).fit()
         self._finish_stage(FINISHED, progress, self.state.best_epoch)
 
     def _finish_stage(self, stage: str, progress: Progress, epochs: int) -> None:
         best = [record for record in progress.history if record["epoch"] == epochs]
+        metrics = {name: value for name, value in best[-1].items() if name not in ("phase", "epoch")} if best else None
         before = self.state
         self._write_state(
             RunState(
@@ -190,7 +204,7 @@ class Run:
                 data_hash=before.data_hash,
                 stage=stage,
                 best_epoch=epochs,
-                validation=dict(best[-1]) if best else before.validation,
+                validation=metrics or before.validation,
                 seconds=before.seconds + progress.seconds,
             )
         )
@@ -217,6 +231,7 @@ class Run:
             checkpoint_every_s=config.training.checkpoint_every_s,
             keep_best=stage == SELECT and not config.training.refit,
             fingerprint=f"{config.content_hash}-{self.prepared.content_hash}-{stage}",
+            device=config.training.device,
         )
         phases = model.phases(view, phase_settings)
         return Trainer(model, phases, self._checkpoints(stage), settings, observers=observers)
@@ -224,12 +239,18 @@ class Run:
     def _checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints" / stage)
 
-    def _fit_closed_form(self, model: ClosedForm) -> ClosedForm:
+    def _fit_closed_form(self) -> None:
         """Closed-form models are computed on train + validation at once; nothing is chosen."""
+        model = build_model(self.config, self.prepared.encoder)
+        assert isinstance(model, ClosedForm)
         model.fit(self.seen_before("test").interactions())
+        self._begin()
         self._checkpoints(SELECT).save(model.tensors(), {}, tag="last")
         self._finish_stage(FINISHED, Progress(), 0)
-        return model
+
+    @property
+    def _is_closed_form(self) -> bool:
+        return issubclass(model_class(self.config.model.name), ClosedForm)
 
     # --- evaluation ---
 
@@ -265,10 +286,24 @@ class Run:
         return model
 
     def evaluate(self, split: str = "test", model: Model | None = None) -> Report:
-        """Score the finished model on a split; the report is also written into the run's folder."""
+        """Score the finished model on a split; the report is also written into the run's folder.
+
+        Raises ConfigError for a split that is not there, or that says nothing because the model was trained on it.
+        """
+        self._check_held_out(split)
         report = self._report(split, model or self.model(), self.seen_before(split))
         report.save(self.folder / "reports" / split)
         return report
+
+    def _check_held_out(self, split: str) -> None:
+        self.prepared.view(split)
+        if split == "train" and not self.is_ranking:
+            raise ConfigError("a retriever is not evaluated on 'train': what it was trained on is masked")
+        if split == "validation" and (self._is_closed_form or self.config.training.refit):
+            raise ConfigError(
+                f"the model of {self.folder} was finished on train + validation, so 'validation' is not held out; "
+                "what it was chosen by stands in run.json"
+            )
 
     def _validate(self, model: Model, view: View) -> Mapping[str, float]:
         return self._report("validation", model, view).metrics
@@ -283,8 +318,50 @@ class Run:
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
             )
-            return evaluate_ranking(model, loader, split=split, config_hash=self.config.content_hash)
+            placed = loader if model.device.type == "cpu" else OnDevice(loader, model.device)
+            return evaluate_ranking(model, placed, split=split, config_hash=self.config.content_hash)
         return evaluate_retrieval(model, known, split=split, ks=evaluation.k, config_hash=self.config.content_hash)
+
+
+def read_config(path: Path) -> RunConfig:
+    """A config.json. Raises ConfigError naming the file when it is missing, damaged or of another version."""
+    return parse_options(RunConfig, _read_json(path), where=str(path))
+
+
+def read_state(path: Path) -> RunState:
+    """A run.json. Raises ConfigError as `read_config` does."""
+    values = _read_json(path)
+    known = {part.name for part in fields(RunState)}
+    if values.keys() != known or values["stage"] not in (SELECT, REFIT, FINISHED):
+        raise ConfigError(f"{path} is damaged or of another version")
+    return RunState(**values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object")
+    return values
+
+
+def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
+    """The settings in which two configs differ, as "section.key", sorted; the name is none."""
+    flat, other_flat = (flattened(config.model_dump(mode="json", exclude={"name"})) for config in (one, other))
+    return sorted(key for key in flat.keys() | other_flat.keys() if flat.get(key) != other_flat.get(key))
+
+
+def flattened(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Nested tables as {"section.key": value}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping) and value
+        flat |= flattened(value, f"{place}{key}.") if inner else {f"{place}{key}": value}
+    return flat
 
 
 def _set_threads(threads: int) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from features.storage import is_uri
 from recsys.bundle import BundleStore
 from recsys.cli.console import print_json, print_table, say, user_errors
 from recsys.cli.data import JsonOption
@@ -57,11 +58,18 @@ def _components(run: Run, store: BundleStore) -> Roles:
 def list_bundles(store: StoreArgument, json: JsonOption = False) -> None:
     """List the bundles of a store, with their labels and parts."""
     with user_errors():
+        check_store(store)
         rows = _rows(BundleStore(store))
         if json:
             print_json({"bundles": rows})
         else:
             print_table(f"{len(rows)} bundles in {store}", rows)
+
+
+def check_store(store: str) -> None:
+    """Raise ConfigError when a store on this machine is no folder."""
+    if not is_uri(store) and not Path(store).is_dir():
+        raise ConfigError(f"there is no store {store}; `recsys export RUN --out {store}` makes one")
 
 
 def _rows(store: BundleStore) -> list[dict[str, str]]:
@@ -76,8 +84,9 @@ def _rows(store: BundleStore) -> list[dict[str, str]]:
 def verify(store: StoreArgument, json: JsonOption = False) -> None:
     """Check every byte of a store against its manifests; exit code 1 when something is wrong."""
     with user_errors():
+        check_store(store)
         opened = BundleStore(store)
-        faults, count = opened.verify(), len(opened.bundles())
+        faults, count = list(dict.fromkeys(opened.verify())), len(opened.bundles())  # bundles share components
         if not count and not faults:
             raise ConfigError(f"{store} holds no bundles; `recsys export RUN --out {store}` makes one")
     if json:

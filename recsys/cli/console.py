@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from recsys import distributed
+
 USER_ERROR = 2
+LOST_RANK = 1
 INTERRUPTED = 75
 PLAIN_EVERY_S = 5.0
 PLAIN_WIDTH = 140
@@ -25,7 +28,12 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line for the person."""
+    """One line for the person; of several ranks, rank 0 speaks."""
+    if distributed.rank() == 0:
+        _print_line(text)
+
+
+def _print_line(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
@@ -52,12 +60,25 @@ def _cell(value: Any) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A user's error ends in one line and exit code 2, never in a traceback."""
+    """A user's error ends in one line and exit code 2, never in a traceback; of several ranks the first says it.
+
+    A rank that finds another one gone ends too, with exit code 1.
+    """
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError, OSError) as error:
-        say(f"error: {one_line(error)}")
+    except (ValueError, OSError) as error:
+        _say_once(one_line(error), unanswered=False)
         raise typer.Exit(USER_ERROR) from None
+    except RuntimeError as error:
+        if not distributed.is_lost_rank(error):
+            raise
+        _say_once("another rank has ended or cannot be reached; continue with --resume when all can run", unanswered=True)
+        raise typer.Exit(LOST_RANK) from None
+
+
+def _say_once(fault: str, unanswered: bool) -> None:
+    if distributed.first_to_fail(unanswered):
+        _print_line(f"error: {fault}")
 
 
 def one_line(error: BaseException) -> str:
@@ -76,7 +97,9 @@ class Meter:
         self._said = time.monotonic()
 
     def update(self, stage: str, done: float, total: float, note: str = "") -> None:
-        """Show that `done` of `total` units of `stage` are done."""
+        """Show that `done` of `total` units of `stage` are done; of several ranks, rank 0 does."""
+        if distributed.rank() != 0:
+            return
         if console.is_terminal:
             self._update_bar(stage, done, total, note)
         elif time.monotonic() - self._said > PLAIN_EVERY_S:

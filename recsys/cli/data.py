@@ -17,7 +17,7 @@ DataOption = Annotated[
 PreparedOption = Annotated[Path, typer.Option("--prepared", help="The folder for prepared data.")]
 ConfigArgument = Annotated[Path, typer.Argument(help="A run's config (TOML).")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that win over the file's.")
+    list[str] | None, typer.Argument(metavar="section.key=value", help="Settings that win over the file's.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one line of JSON on stdout.")]
 
@@ -57,9 +57,12 @@ def prepare_data(
 
 
 def prepared_of(config: RunConfig, config_dir: Path, data: Path | None, out: Path) -> Prepared:
-    """The prepared data of a config, made by rank 0 when it is not there yet."""
-    if distributed.rank() == 0:
+    """The prepared data of a config, made by rank 0 when it is not there yet; the other ranks open it then."""
+
+    def make() -> Prepared:
         with meter() as progress:
-            prepare(config.data, data_root=data, schema_dir=config_dir, out=out, progress=progress)
-    distributed.barrier()
-    return prepare(config.data, data_root=data, schema_dir=config_dir, out=out)
+            return prepare(config.data, data_root=data, schema_dir=config_dir, out=out, progress=progress)
+
+    mine: list[Prepared] = []
+    distributed.together(lambda: mine.append(make()) if distributed.rank() == 0 else None)
+    return mine[0] if mine else make()

@@ -3,13 +3,12 @@
 import json as json_text
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from recsys.bundle import BundleStore
-from recsys.cli.bundles import StoreArgument
+from recsys.cli.bundles import StoreArgument, check_store
 from recsys.cli.console import USER_ERROR, print_json, print_table, say, user_errors
 from recsys.cli.data import JsonOption
 from recsys.config import ConfigError
@@ -17,6 +16,7 @@ from serving.client import Candidates, Client, Scores, ServingError
 from serving.pipeline import Pipeline
 from serving.server import Settings, run
 
+FILTER_HELP = """A predicate on item attributes: {"kind": "equal", "attribute": "category", "value": "shoes"}."""
 AddressOption = Annotated[str, typer.Option("--address", help="host:port of the server.")]
 UserOption = Annotated[str | None, typer.Option("--user", help="A user id, as in the raw logs.")]
 HistoryOption = Annotated[str | None, typer.Option("--history", help="Item ids, oldest first: a,b,c.")]
@@ -32,17 +32,12 @@ def serve(
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM, which lets calls under way finish."""
     with user_errors():
-        _check_folder(store)
+        check_store(store)
         run(
             lambda: Pipeline.load(BundleStore(store).open(bundle), allowed=allow or ()),
             Settings(host=host, port=port),
             say=lambda line: typer.echo(line),
         )
-
-
-def _check_folder(store: str) -> None:
-    if "://" not in store and not Path(store).is_dir():
-        raise ConfigError(f"there is no store {store}; `recsys export RUN --out {store}` makes one")
 
 
 def retrieve(
@@ -51,7 +46,7 @@ def retrieve(
     history: HistoryOption = None,
     feature: Annotated[list[str] | None, typer.Option("--feature", help="A user feature: name=value.")] = None,
     exclude: Annotated[str | None, typer.Option("--exclude", help="Item ids to leave out: a,b,c.")] = None,
-    filter: Annotated[str | None, typer.Option("--filter", help="A predicate on item attributes, as JSON.")] = None,  # noqa: A002
+    filter: Annotated[str | None, typer.Option("--filter", help=FILTER_HELP)] = None,  # noqa: A002
     keep_seen: Annotated[bool, typer.Option("--keep-seen", help="Do not leave out what the user has seen.")] = False,
     address: AddressOption = "127.0.0.1:50051",
     timeout: TimeoutOption = 5.0,
@@ -59,6 +54,8 @@ def retrieve(
 ) -> None:
     """Ask a server for candidates, by user id, history or user features."""
     with user_errors(), _refusals(), Client(address, timeout_s=timeout) as client:
+        if k < 1:
+            raise ConfigError(f"--k: got {k}, accepted: 1 or more")
         catalogue = _part(client, "retrieval").catalogue
         answer = client.retrieve(
             k=k,
@@ -76,7 +73,7 @@ def score(
     items: Annotated[str | None, typer.Option("--items", help="Item ids: a,b,c.")] = None,
     user: UserOption = None,
     history: HistoryOption = None,
-    column: Annotated[list[str] | None, typer.Option("--column", help="A feature: name=value or name=[v,w].")] = None,
+    column: Annotated[list[str] | None, typer.Option("--column", help="A feature: name=value, or a JSON list with a value for each row.")] = None,
     address: AddressOption = "127.0.0.1:50051",
     timeout: TimeoutOption = 5.0,
     json: JsonOption = False,

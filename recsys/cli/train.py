@@ -4,20 +4,23 @@ import json as json_lines
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from features import storage
 from recsys import distributed
 from recsys.cli.console import INTERRUPTED, Meter, print_json, print_table, say, user_errors
 from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
 from recsys.config import RunConfig, load_config
 from recsys.run import Run, describe_run
+from recsys.training.checks import check_settings
 from recsys.training.trainer import Interrupted, Progress
 
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder for runs.")]
 LOG_EVERY_S = 5.0
+PATIENCE_S = 86_400.0  # rank 0 may prepare data for hours; that a rank has ended is seen at once
 
 
 def train(
@@ -32,11 +35,13 @@ def train(
 ) -> None:
     """Train a config into runs/NAME: prepare what is missing, choose on validation, keep checkpoints.
 
-    Under torchrun the tables are sharded over the ranks and everything else is data-parallel.
+    Under torchrun the tables are sharded over the ranks and everything else is data-parallel. SIGTERM or Ctrl-C finishes
+    the step in hand, writes a checkpoint and ends with exit code 75; --resume goes on from there.
     """
-    with user_errors(), distributed.joined_ranks():
-        settings = load_config(config, overrides or ())
-        run = start(settings, config.parent, runs / (name or settings.name), (data, prepared), resume)
+    with user_errors(), distributed.joined_ranks(timeout_s=PATIENCE_S), user_errors():  # the inner one still has ranks
+        named = [] if name is None else [f"name={json_lines.dumps(name)}"]
+        settings = load_config(config, [*(overrides or ()), *named])
+        run = start(settings, config.parent, runs / settings.name, (data, prepared), resume)
         if run.finished:
             say(f"{run.folder} is finished")
         else:
@@ -49,13 +54,14 @@ def start(
     settings: RunConfig, config_dir: Path, folder: Path, data: tuple[Path | None, Path], resume: bool
 ) -> Run:  # fmt: skip
     """The run in `folder`, new or continued, on data that is prepared when it is not there yet."""
+    check_settings(settings)
     prepared = prepared_of(settings, config_dir, *data)
     return Run.create(settings, folder, prepared, resume=resume)
 
 
 def train_run(run: Run) -> None:
     """Train to the end, watched; a signal ends the command with its own exit code, after a checkpoint."""
-    watcher = Watcher(run.folder)
+    watcher = Watcher(run)
     try:
         run.train(observers=(watcher,) if distributed.rank() == 0 else ())
     except Interrupted as interruption:
@@ -89,34 +95,33 @@ def evaluate(
 
 
 class Watcher:
-    """Shows progress with time left and rows per second, and keeps metrics.jsonl.
-
-    A line is logged every few seconds, and one per evaluation. On resuming, lines after the step that the run continues
-    from are dropped.
+    """Shows progress with time left and rows per second, and keeps metrics.jsonl: a line every few seconds, and one per
+    evaluation, each with the run's stage. On resuming, lines of the stage after the step that it continues from go.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path = run.folder / "metrics.jsonl"
         self.meter = Meter()
         self.rows = 0
         self.since = time.monotonic()
-        self.started = False
+        self.stage = ""
+        self.last_step = -1
 
     def on_step(self, progress: Progress, total_batches: int, loss: float, rows: int) -> None:
         """Show the step; log it when some seconds have passed."""
-        self._begin(progress)
+        self._begin(progress, before=progress.step - 1)
         self.rows += rows
         seconds = time.monotonic() - self.since
-        rate = self.rows / max(seconds, 1e-9)
-        note = f"loss {loss:.4f}, {rate:,.0f} rows/s"
-        self.meter.update(f"epoch {progress.epoch + 1}", progress.batch, total_batches, note)
+        note = f"loss {loss:.4f}, {self.rows / max(seconds, 1e-9):,.0f} rows/s"
+        self.meter.update(f"{self.stage}, epoch {progress.epoch + 1}", progress.batch, total_batches, note)
         if seconds > LOG_EVERY_S:
-            self._log(progress, {"loss": loss, "rows_per_s": round(rate)})
+            self._log(progress, {"loss": loss, "rows_per_s": round(self.rows / seconds)})
             self.rows, self.since = 0, time.monotonic()
 
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float], best: bool) -> None:
         """Say and log the validation metrics."""
-        self._begin(progress)
+        self._begin(progress, before=progress.step)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         say(f"epoch {progress.epoch + 1}: {shown}{' (best)' if best else ''}")
         self._log(progress, dict(metrics) | {"best": float(best)})
@@ -126,15 +131,26 @@ class Watcher:
         """Take the progress bar away."""
         self.meter.close()
 
-    def _begin(self, progress: Progress) -> None:
-        if self.started:
+    def _begin(self, progress: Progress, before: int) -> None:
+        """Where this does not follow step `before`, a stage begins or goes on: keep of the log what was before it."""
+        follows, self.last_step = self.last_step == before, progress.step
+        if follows:
             return
-        self.started = True
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json_lines.loads(line)["step"] < progress.step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        self.stage = self.run.state.stage
+        kept = [line for line in logged(self.path) if line.get("stage") != self.stage or line["step"] < progress.step]
+        storage.write_text(self.path, "".join(json_lines.dumps(line) + "\n" for line in kept))
 
     def _log(self, progress: Progress, values: Mapping[str, float]) -> None:
-        place = {"step": progress.step, "epoch": progress.epoch, "batch": progress.batch, "seconds": progress.seconds}
-        with self.path.open("a") as log:
-            log.write(json_lines.dumps(place | dict(values)) + "\n")
+        place = {"stage": self.stage, "step": progress.step, "epoch": progress.epoch, "batch": progress.batch}
+        line = json_lines.dumps(place | {"seconds": progress.seconds} | dict(values)) + "\n"
+        try:
+            with self.path.open("a") as log:
+                log.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+def logged(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last one that a kill cut short is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json_lines.loads(line) for line in lines if line.endswith("\n")]

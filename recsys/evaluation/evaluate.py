@@ -153,7 +153,7 @@ def evaluate_retrieval(
     return Report(
         model=name or type(recommender).__name__, split=split, metrics=result.means, counts=counts,
         config_hash=config_hash,
-        protocol="all items ranked, those known before the split masked; mean over users with held-out items",
+        protocol="all items ranked, those known before the split masked and not relevant; mean over users with new items",
         arrays=arrays,
     )  # fmt: skip
 
@@ -174,9 +174,10 @@ def evaluate_ranking(
     found = columns.gathered()
     main, *others = ranker.labels
     rows = _rows(found, main)
-    metrics = rows.metrics()
+    metrics = _metrics(rows, main, split)
     for label in others:
-        metrics |= {f"{metric}[{label}]": value for metric, value in _rows(found, label).metrics().items()}
+        of_label = _metrics(_rows(found, label), label, split)
+        metrics |= {f"{metric}[{label}]": value for metric, value in of_label.items()}
     if PROBABILITY in found:
         ceiling = _rows(found | {f"logits {main}": logits_of(found[PROBABILITY])}, main)
         metrics |= {f"{CEILING}{metric}": value for metric, value in ceiling.metrics().items()}
@@ -185,6 +186,20 @@ def evaluate_ranking(
         model=name or type(ranker).__name__, split=split, metrics=metrics, counts=counts, config_hash=config_hash,
         protocol=f"every row scored, label {main!r}; rows of weight 0 left out", arrays=rows.columns(),
     )  # fmt: skip
+
+
+def check_metric(metric: str, model: Recommender | Ranker, ks: Sequence[int]) -> None:
+    """Raise ValueError unless evaluating the model gives this metric, and it says which of two epochs is better.
+
+    ks: the list lengths of a recommender's metrics.
+    """
+    if isinstance(model, Ranker):
+        names = ("auc", "logloss", "normalized_entropy", *(("gauc",) if model.schema.group else ()))
+        known = [*names, *(f"{name}[{label}]" for label in model.labels[1:] for name in names)]
+    else:
+        known = [f"{name}@{k}" for name in RankingProtocol().metrics for k in ks]
+    if metric not in known:
+        raise ValueError(f"training.metric is {metric!r}, accepted is one of {', '.join(known)}")
 
 
 def compare(a: Report | Sequence[Report], b: Report | Sequence[Report], metric: str, draws: Draws) -> Comparison:
@@ -263,6 +278,13 @@ def _rows(columns: Mapping[str, Tensor], label: str) -> ScoredRows:
         labels=columns[f"label {label}"], logits=columns[f"logits {label}"], weights=columns.get("weights"),
         group=columns.get("group"), clusters=columns.get("clusters"),
     )  # fmt: skip
+
+
+def _metrics(rows: ScoredRows, label: str, split: str) -> dict[str, float]:
+    try:
+        return rows.metrics()
+    except ValueError as error:
+        raise ValueError(f"split {split!r}, label {label!r}: {error}") from None
 
 
 @contextmanager

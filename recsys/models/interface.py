@@ -63,7 +63,8 @@ class EmbeddingModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the tables are, and batches must be."""
-        return next(iter(self.collection.backend.weights().values())).device
+        tensors = [*self.collection.backend.weights().values(), *self.parameters()]
+        return tensors[0].device if tensors else torch.device("cpu")
 
     def optimizers(self, settings: PhaseSettings) -> tuple[torch.optim.Optimizer, ...]:
         """One over the dense parameters, those of compressed tables included; none where there are none.
@@ -99,8 +100,18 @@ class Ranker(EmbeddingModel, ABC):
         if missing:
             raise ValueError(f"the batch has no label {missing[0]!r}; it has {sorted(batch.labels)}")
         targets = torch.stack([batch.labels[name] for name in self.labels], dim=1)  # [B, T]
+        self._check_targets(targets)
         logits = self.logits(batch).reshape(targets.shape)
         return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+
+    def _check_targets(self, targets: Tensor) -> None:
+        outside = ((targets < 0) | (targets > 1)).nonzero()
+        if len(outside):
+            row, task = outside[0].tolist()
+            raise ValueError(
+                f"label {self.labels[task]!r} is {float(targets[row, task]):g} in some row, a ranker takes 0..1: say "
+                "which values are positive, by `positive` or `positive_from` in the schema's label"
+            )
 
     def phases(self, data: DataView, settings: PhaseSettings) -> list[Phase]:
         """One phase, "train": all rows of `data`, shuffled, with `row_losses`."""

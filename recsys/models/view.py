@@ -4,8 +4,10 @@ Nothing here reads a file; `features.prepared.View` is the platform's own.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -21,6 +23,24 @@ class BatchLoader(Protocol):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The global batches from `start` on, of each this rank's rows and the position that follows it."""
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """The batches of another loader, on a device."""
+
+    loader: BatchLoader
+    device: torch.device
+
+    @property
+    def num_batches(self) -> int:
+        """Global batches per epoch."""
+        return self.loader.num_batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
+        """See `BatchLoader`."""
+        for batch, position in self.loader.epoch(epoch, start):
+            yield batch.to(self.device), position
 
 
 class DataView(Protocol):

@@ -56,11 +56,16 @@ def load_training(model: nn.Module, phases: Sequence[Phase], checkpoints: Checkp
 
 
 def _load_dense(model: nn.Module, phases: Sequence[Phase], saved: Mapping[str, Tensor]) -> None:
+    """A parameter without saved state has taken no step; saved state without a parameter is another model's."""
+    unknown = set(saved)
     for name, parameter, optimizer in _optimized(model, phases):
         start = f"{DENSE}{name}."
         state = {key.removeprefix(start): tensor for key, tensor in saved.items() if key.startswith(start)}
+        unknown -= {start + key for key in state}
         if state:
             optimizer.state[parameter] = {key: _placed(tensor, parameter) for key, tensor in state.items()}
+    if unknown:
+        raise ValueError(f"the checkpoint holds optimizer state {sorted(unknown)[0]!r}, which this model has not")
 
 
 def _placed(tensor: Tensor, parameter: nn.Parameter) -> Tensor:

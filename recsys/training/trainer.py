@@ -10,6 +10,7 @@ Shapes: B rows of this rank's part of a global batch; W ranks.
 """
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ from recsys.training.state import dense_tensors, load_model, load_training, mode
 
 Evaluate = Callable[[], Mapping[str, float]]
 
-LOWER_IS_BETTER = ("logloss", "loss")
+STOPPED = "stopped by a signal; the last finished step is in the checkpoint"
+LOWER_IS_BETTER = ("logloss", "loss", "normalized_entropy")
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error
@@ -38,7 +40,7 @@ class Observer(Protocol):
     """Who watches the training: a progress bar, a log."""
 
     def on_step(self, progress: "Progress", total_batches: int, loss: float, rows: int) -> None:
-        """A step is done; `rows` is the size of this rank's part."""
+        """A step over `rows` rows, those of all ranks, is done."""
 
     def on_evaluation(self, progress: "Progress", metrics: Mapping[str, float], best: bool) -> None:
         """A validation is done; best says whether it is the best so far."""
@@ -50,6 +52,7 @@ class Settings:
 
     keep_best: the model ends with the weights of its best evaluation rather than the last.
     fingerprint: goes into checkpoints (config hash and the like); one that differs is refused on resuming.
+    device: where the model is; batches are moved there.
     """
 
     seed: int
@@ -59,6 +62,7 @@ class Settings:
     checkpoint_every_s: float = 60.0
     keep_best: bool = True
     fingerprint: str = ""
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,17 @@ class Progress:
     evaluated: bool = False
     done: bool = False
     history: tuple[Mapping[str, float], ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Agreed:
+    """What all ranks know of a step: sum of weights, mean loss, rows, and whether to stop and to save after it."""
+
+    weight: float
+    loss: float
+    rows: int
+    stop: bool
+    save: bool
 
 
 class Trainer:
@@ -148,22 +163,23 @@ class Trainer:
         self.model.train()
         batches = phase.batches(self.progress.epoch, self.progress.batch)
         for batch, position in batches:
-            self._timed_step(phase, batch, position)
+            placed = batch if self.settings.device == "cpu" else batch.to(self.settings.device)
+            self._timed_step(phase, placed, position)
 
     def _timed_step(self, phase: Phase, batch: Batch, position: int) -> None:
         started = time.monotonic()
         step = Step(
             seed=self.settings.seed, phase=phase.name, epoch=self.progress.epoch, index=self.progress.batch
         )  # fmt: skip
-        loss, stop, save = self._step(phase, batch, step)
+        agreed = self._step(phase, batch, step)
         seconds = self.progress.seconds + time.monotonic() - started
         self._advance(batch=position, step=self.progress.step + 1, seconds=seconds)
         for observer in self.observers:
-            observer.on_step(self.progress, phase.num_batches, loss, len(batch))
-        if stop or save:
+            observer.on_step(self.progress, phase.num_batches, agreed.loss, agreed.rows)
+        if agreed.stop or agreed.save:
             self.save()
-        if stop:
-            raise Interrupted("stopped by a signal; the last finished step is in the checkpoint")
+        if agreed.stop:
+            raise Interrupted(STOPPED)
 
     def _end_of_epoch(self, phase: Phase) -> None:
         """Evaluate when it is due, and note in the checkpoint that this epoch has been evaluated."""
@@ -173,25 +189,28 @@ class Trainer:
             return
         self.model.eval()
         with torch.no_grad():
-            metrics = dict(self.evaluate())
+            metrics = distributed.broadcast_object(dict(self.evaluate()))  # a last bit apart, and ranks part ways
         better = self._is_better(metrics)
         record = {"phase": float(self.progress.phase), "epoch": float(epochs), **metrics}
         self._advance(history=(*self.progress.history, record), evaluated=True)
         if better:
             self._advance(best=metrics[self.settings.metric], best_epoch=epochs, since_best=0)
-            if self.settings.keep_best:
-                self.save("best")
         else:
             self._advance(since_best=self.progress.since_best + 1)
-        self.save()
         for observer in self.observers:
             observer.on_evaluation(self.progress, metrics, better)
+        if better and self.settings.keep_best:
+            self.save("best")
+        self.save()
+        if distributed.any_rank(self._stop_asked):
+            raise Interrupted(STOPPED)
 
     def _is_better(self, metrics: Mapping[str, float]) -> bool:
         if self.settings.metric not in metrics:
             raise ValueError(f"metric {self.settings.metric!r} is not among the validation metrics {sorted(metrics)}")
         value, best = metrics[self.settings.metric], self.progress.best
-        sign = -1.0 if self.settings.metric in LOWER_IS_BETTER else 1.0
+        name = self.settings.metric.partition("[")[0]  # "logloss[label]" of a further label
+        sign = -1.0 if name in LOWER_IS_BETTER else 1.0
         return best is None or sign * value > sign * best
 
     def _out_of_patience(self, phase: Phase) -> bool:
@@ -200,8 +219,8 @@ class Trainer:
 
     # --- one step ---
 
-    def _step(self, phase: Phase, batch: Batch, step: Step) -> tuple[float, bool, bool]:
-        """One update; returns the global mean loss, and whether all ranks agree to stop or to save."""
+    def _step(self, phase: Phase, batch: Batch, step: Step) -> _Agreed:
+        """One update."""
         torch.manual_seed(step.generator().initial_seed())  # dropout of a user's layers: the same after resuming
         for optimizer in phase.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -210,14 +229,14 @@ class Trainer:
         if losses.shape != weights.shape:
             raise ValueError(f"phase {phase.name!r}: loss has shape {tuple(losses.shape)}, one per row is {len(batch)}")
         local = (losses * weights).sum()
-        weight, total, stop, save = self._agree(weights.sum(), local.detach())
-        self._check_finite(total / weight, phase, step)
-        objective = local * (distributed.world_size() / weight)
+        agreed = self._agree(weights.sum(), local.detach(), len(batch))
+        self._check_finite(agreed.loss, phase, step)
+        objective = local * (distributed.world_size() / agreed.weight)
         if phase.penalty is not None:
             objective = objective + phase.penalty(batch, step)
         objective.backward()
         self._update_dense(phase)
-        return total / weight, stop, save
+        return agreed
 
     def _update_dense(self, phase: Phase) -> None:
         parameters = [p for optimizer in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -227,13 +246,15 @@ class Trainer:
         for optimizer in phase.optimizers:
             optimizer.step()
 
-    def _agree(self, weight: Tensor, total: Tensor) -> tuple[float, float, bool, bool]:
+    def _agree(self, weight: Tensor, total: Tensor, rows: int) -> _Agreed:
         """Sum weight and loss over ranks; stop if any rank was asked to, save when rank 0's clock says so."""
         due = distributed.rank() == 0 and time.monotonic() - self._saved_at >= self.settings.checkpoint_every_s
-        flags = torch.tensor([float(self._stop_asked), float(due)], dtype=torch.float64, device=weight.device)
-        sums = distributed.all_reduce_sum(torch.cat([torch.stack([weight, total]).double(), flags]))
-        weight_sum, total_sum, stop, save = sums.tolist()
-        return max(weight_sum, 1e-30), total_sum, stop > 0, save > 0
+        counts = torch.tensor([rows, self._stop_asked, due], dtype=torch.float64, device=weight.device)
+        sums = distributed.all_reduce_sum(torch.cat([torch.stack([weight, total]).double(), counts]))
+        weight_sum, total_sum, rows_sum, stop, save = sums.tolist()
+        weight_sum = max(weight_sum, 1e-30)
+        loss = total_sum / weight_sum
+        return _Agreed(weight=weight_sum, loss=loss, rows=int(rows_sum), stop=stop > 0, save=save > 0)
 
     def _check_finite(self, loss: float, phase: Phase, step: Step) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):
@@ -271,7 +292,13 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """While training, SIGTERM and SIGINT ask for a checkpoint after the step in hand."""
+        """While training, SIGTERM and SIGINT ask for a checkpoint after the step in hand.
+
+        Only the main thread may say so to Python; in another one signals keep their meaning.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def ask(_signal: int, _frame: object) -> None:
             self._stop_asked = True

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -164,6 +165,19 @@ def test_numbers_run_over_all_files(database: Database, tmp_path: Path) -> None:
     files = BadRowFiles(report=tmp_path / "bad.csv", quarantine=tmp_path / "quarantine")
     log = read_log(database, source, schema_of(), LogRules(), files)
     assert [row[NUMBER] for row in rows_of(database, log)] == [0, 1, 2, 3]
+
+
+def test_a_parquet_file_that_is_broken_inside_is_named(database: Database, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        table = pa.table({"user": list(range(9000)), "item": ["x"] * 9000, "price": [1.5] * 9000})
+        pq.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
+    data = (tmp_path / "two.parquet").read_bytes()
+    (tmp_path / "two.parquet").write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])
+    source = make_source("parquet", SourceRequest(path=str(tmp_path / "*.parquet"))).read(database)
+    files = BadRowFiles(report=tmp_path / "bad.csv", quarantine=tmp_path / "quarantine")
+    with pytest.raises(ValueError, match=r"two\.parquet: not a readable Parquet file") as caught:
+        read_log(database, source, schema_of(timestamp="", labels={}), LogRules(), files)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(DATA is None, reason="RECSYS_DATA is not set")

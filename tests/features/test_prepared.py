@@ -101,7 +101,7 @@ def test_prepare_tells_its_stages(shop: Path) -> None:
 @pytest.mark.parametrize("what", ["config", "schema", "data"])
 def test_prepare_makes_anew_what_differs(shop: Path, what: str) -> None:
     first = make(shop)
-    changed: dict[str, Any] = {"split": {"kind": "random"}} if what == "config" else {}
+    changed: dict[str, Any] = {"split": {"kind": "last"}} if what == "config" else {}
     if what == "schema":
         (shop / "shop.toml").write_text(SCHEMA.replace("max_length = 5", "max_length = 6"))
     if what == "data":
@@ -299,3 +299,8 @@ def test_movielens_prepares_to_its_published_samples(tmp_path: Path) -> None:
     batch, _ = next(iter(prepared.view("test").loader(4096, seed=0).epoch(0)))
     assert set(batch.features) == {"user", "movie", "gender", "age", "occupation", "zip"}
     assert prepared.encoder.num_embeddings("gender") == 3
+
+
+def test_a_random_split_of_ordered_histories_is_refused(shop: Path) -> None:
+    with pytest.raises(ValueError, match="test clicks into the histories"):
+        make(shop, split={"kind": "random"})

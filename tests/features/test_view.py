@@ -94,7 +94,7 @@ def test_interactions_are_the_positive_examples_once(timed: Prepared) -> None:
         assert set(matrix.data.tolist()) == {1.0}
 
 
-def test_truth_lists_users_that_have_some(timed: Prepared) -> None:
+def test_truth_is_what_the_split_adds(timed: Prepared) -> None:
     rows = split_of(timed)
     users, offsets, items = timed.view("train").truth("test")
     found = {
@@ -102,7 +102,10 @@ def test_truth_lists_users_that_have_some(timed: Prepared) -> None:
         for place, user in enumerate(users)
         for item in items[offsets[place] : offsets[place + 1]]
     }
-    assert found == pairs(timed, rows[(rows["split"] == "test") & (rows["click"] == 1)])
+    positive = rows[rows["click"] == 1]
+    known = pairs(timed, positive[positive["split"] == "train"])
+    assert found == pairs(timed, positive[positive["split"] == "test"]) - known
+    assert known & pairs(timed, positive[positive["split"] == "test"]), "the example must have a repeat"
     assert (offsets.diff() > 0).all()
     assert (users.diff() > 0).all()
     assert int(offsets[-1]) == len(items) == len(found)
@@ -215,6 +218,9 @@ def test_open_refuses_what_is_no_prepared_folder(copy: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="is no prepared data"):
         Prepared.open(tmp_path)
     manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        Prepared.open(copy)
     (copy / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ValueError, match="of format 99, this version reads"):
         Prepared.open(copy)

@@ -11,6 +11,7 @@ name = "clicks"
 source = "csv"
 path = "clicks.csv"
 schema = "schema.toml"
+split = { kind = "random" }
 
 [model]
 name = "dcn"

@@ -1,0 +1,47 @@
+"""What is wrong with a config, said before data is prepared or an epoch is spent.
+
+Not here: unknown keys and values out of range (`recsys.config`), and what only the tables, the model or the validation
+metrics themselves can say.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from recsys import distributed
+from recsys.compression import make_specs, make_table_optimizer
+from recsys.config import ConfigError, RunConfig, TrainingConfig
+from recsys.models import model_class, model_options
+from recsys.models.interface import ClosedForm
+
+
+def check_settings(config: RunConfig) -> None:
+    """Raise ConfigError for what is wrong in a config whatever its data: before anything is prepared or trained.
+
+    Wrong is a model, table or setting that does not exist, one without effect, and a device that is not there.
+    """
+    model_options(config.model)
+    make_specs(config.tables.specs)
+    make_table_optimizer(config.optimizer.tables)
+    training, backend = config.training, config.tables.backend
+    if issubclass(model_class(config.model.name), ClosedForm):
+        found = {"tables": config.tables, "optimizer": config.optimizer}
+        found |= {"training": training.model_copy(update={"threads": 0})}
+        idle = [name for name, section in found.items() if section != type(section)()]
+        if idle:
+            raise ConfigError(f"model {config.model.name!r} is not trained: section {idle[0]!r} has no effect")
+    if backend == "plain" and distributed.world_size() > 1:
+        raise ConfigError("tables.backend = 'plain' is for one process; under torchrun take 'sharded' (or 'fused')")
+    if training.device == "cuda" and backend != "plain":
+        raise ConfigError(f"training.device = 'cuda' needs tables.backend = 'plain'; {backend!r} tables are on the CPU")
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device = 'cuda': torch finds no GPU here; accepted is 'cpu'")
+
+
+def check_splits(training: TrainingConfig, splits: Sequence[str]) -> None:
+    """Raise ConfigError for a setting that needs a split that the data has not."""
+    if "train" not in splits:
+        raise ConfigError(f"the data has no train examples, only {', '.join(splits) or 'none at all'}")
+    for name in ("refit", "metric", "patience", "evaluate_every") if "validation" not in splits else ():
+        if getattr(training, name) != TrainingConfig.model_fields[name].default:
+            raise ConfigError(f"training.{name} has no effect without a validation split (data.split.validation)")

@@ -1,0 +1,198 @@
+"""A run or an export that is killed anywhere loses nothing: resumed, it ends bit for bit as if it had never stopped.
+
+Points are those of features/faults.py. By default one point of each label is tried; `slow` tries all of them.
+"""
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.recsys.forked import Ended, Forker, kind_of, once_each
+from tests.recsys.small_project import write_project
+
+RUNS = ("ctr", "retriever")  # fused with row-wise Adagrad; plain with Adam and a refit
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A training that nothing stopped."""
+
+    digest: dict[str, Any]
+    points: list[str]
+    seconds: float
+
+
+@dataclass
+class Project:
+    forker: Forker
+    folder: Path
+    wholes: dict[str, Whole] = field(default_factory=dict)
+
+    def train(self, name: str, runs: str, *more: str, **options: Any) -> Ended:
+        return self.forker.run("train", f"{name}.toml", "--runs", runs, *more, **options)
+
+    def whole(self, name: str) -> Whole:
+        if name not in self.wholes:
+            assert self.forker.run("prepare", f"{name}.toml").code == 0
+            started = time.monotonic()
+            ended = self.train(name, "runs")
+            seconds = time.monotonic() - started
+            assert ended.code == 0, ended.err
+            self.wholes[name] = Whole(self.forker.ask("digest", f"runs/{name}"), ended.points, seconds)
+        return self.wholes[name]
+
+    def check_resumed(self, name: str, runs: str) -> None:
+        ended = self.train(name, runs, "--resume")
+        assert ended.code == 0, ended.err
+        assert self.forker.ask("digest", f"{runs}/{name}") == self.whole(name).digest
+        shutil.rmtree(self.folder / runs)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = write_project(tmp_path_factory.mktemp("project"))
+    with Forker(folder) as forker:
+        yield Project(forker, folder)
+
+
+# --- training ---
+
+
+def check_training_killed(project: Project, name: str, number: int) -> None:
+    assert project.train(name, "killed", fault=f"{number}:kill").code == -signal.SIGKILL
+    project.check_resumed(name, "killed")
+
+
+def test_training_passes_every_kind_of_point(project: Project) -> None:
+    points = project.whole("retriever").points
+    files = ("run.json", "config.json", "metrics.jsonl", "last.json", "index.json", "shard-0.safetensors")
+    assert {f"fsync:{name}" for name in files} <= set(points)
+    assert {"half-written:shard-0.safetensors", "rename:last-1", "remove:last-1", "removing:last-1"} <= set(points)
+    assert "rename:best.json" in project.whole("ctr").points
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_killed_at_each_label_resumes_bit_equal(project: Project, name: str) -> None:
+    for number in once_each(project.whole(name).points):
+        check_training_killed(project, name, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_training_killed_at_every_point_resumes_bit_equal(project: Project, name: str) -> None:
+    for number in range(1, len(project.whole(name).points) + 1):
+        check_training_killed(project, name, number)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_killed_at_random_moments_resumes_bit_equal(project: Project, name: str) -> None:
+    draw = random.Random(1)
+    for _ in range(3):
+        project.train(name, "killed", kill_after_s=draw.random() * project.whole(name).seconds)
+        project.check_resumed(name, "killed")
+
+
+def test_training_killed_again_and_again_resumes_bit_equal(project: Project) -> None:
+    number, codes = 20, []
+    while not codes or codes[-1]:
+        codes.append(project.train("ctr", "killed", "--resume", fault=f"{number}:kill").code)
+    assert len(codes) > 5
+    project.check_resumed("ctr", "killed")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_ended_by_sigterm_says_so_and_resumes_bit_equal(project: Project, name: str) -> None:
+    ended = project.train(name, "stopped", term_at_step=2)
+    assert ended.code == 75
+    assert "continue with --resume" in ended.err
+    refused = project.train(name, "stopped")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is an unfinished run; continue it with --resume" in refused.err
+    project.check_resumed(name, "stopped")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_on_a_full_disk_says_so_and_resumes_bit_equal(project: Project, name: str) -> None:
+    for number in once_each(project.whole(name).points, kind_of):
+        ended = project.train(name, "full", fault=f"{number}:enospc")
+        *_, last = ended.err.splitlines()
+        assert ended.code == 2
+        assert last.startswith("error: ")
+        assert "no space left on device" in last
+        assert "Traceback" not in ended.err
+        project.check_resumed(name, "full")
+
+
+# --- export ---
+
+
+@pytest.fixture(scope="module")
+def stores(project: Project) -> tuple[str, str, list[str]]:
+    """The bundles before and after an export, and the points of that export; `old` is a store before it."""
+    project.whole("retriever")
+    assert project.forker.run("train", "popularity.toml", "--runs", "runs").code == 0
+    assert project.forker.run("export", "runs/popularity", "--out", "old").code == 0
+    shutil.copytree(project.folder / "old", project.folder / "new")
+    ended = project.forker.run("export", "runs/retriever", "--out", "new")
+    assert ended.code == 0
+    old, new = (project.forker.ask("verified", store)["stable"] for store in ("old", "new"))
+    assert old != new
+    return old, new, ended.points
+
+
+def check_export_stopped(project: Project, stores: tuple[str, str, list[str]], number: int, kind: str) -> None:
+    old, new, points = stores
+    store = project.folder / "store"
+    shutil.copytree(project.folder / "old", store)
+    ended = project.forker.run("export", "runs/retriever", "--out", "store", fault=f"{number}:{kind}")
+    assert ended.code == (-signal.SIGKILL if kind == "kill" else 2), ended.err
+    if kind == "enospc":
+        assert ended.err.count("\n") == 1
+        assert "no space left on device" in ended.err
+    after = project.forker.ask("verified", "store")
+    assert after["faults"] == []
+    assert after["stable"] == (new if "rename:labels.json" in points[: number - 1] else old)
+    assert project.forker.run("export", "runs/retriever", "--out", "store").code == 0
+    assert project.forker.ask("verified", "store") == {"faults": [], "labels": {"stable": new}, "stable": new}
+    shutil.rmtree(store)
+
+
+def test_export_killed_at_each_label_leaves_a_whole_store(project: Project, stores: tuple[str, str, list[str]]) -> None:
+    for number in once_each(stores[2]):
+        check_export_stopped(project, stores, number, "kill")
+
+
+@pytest.mark.slow
+def test_export_killed_at_every_point_leaves_a_whole_store(
+    project: Project, stores: tuple[str, str, list[str]]
+) -> None:
+    for number in range(1, len(stores[2]) + 1):
+        check_export_stopped(project, stores, number, "kill")
+
+
+def test_export_on_a_full_disk_leaves_a_whole_store(project: Project, stores: tuple[str, str, list[str]]) -> None:
+    for number in once_each(stores[2], kind_of):
+        check_export_stopped(project, stores, number, "enospc")
+
+
+# --- preparing ---
+
+
+@pytest.mark.parametrize("kind", ["kill", "enospc"])
+def test_preparing_that_is_stopped_leaves_nothing_by_its_name(project: Project, kind: str) -> None:
+    prepare = ("prepare", "retriever.toml", "--json", "--prepared")
+    whole = project.forker.run(*prepare, "whole")
+    for number in once_each(whole.points, kind_of):
+        stopped = project.forker.run(*prepare, "again", fault=f"{number}:{kind}")
+        assert stopped.code == (-signal.SIGKILL if kind == "kill" else 2), stopped.err
+        assert kind == "kill" or ("no space left" in stopped.err and stopped.err.count("\n") == 1)
+        again = project.forker.run(*prepare, "again")
+        assert (again.code, again.out) == (0, whole.out.replace('"whole/', '"again/'))
+        shutil.rmtree(project.folder / "again")
