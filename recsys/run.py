@@ -157,7 +157,9 @@ class Run:
         if there.content_hash != self.config.content_hash:
             first, *more = differing_keys(self.config, there)
             keys = f"{first} and {len(more)} other settings" if more else first
-            raise ConfigError(f"{self.folder} belongs to a config with other {keys}; remove it or choose another --name")
+            raise ConfigError(
+                f"{self.folder} belongs to a config with other {keys}; remove it or choose another --name"
+            )
         if self.state.data_hash != self.prepared.content_hash:
             raise ConfigError(f"{self.folder} was started on other prepared data; remove it or choose another --name")
 
@@ -240,13 +242,18 @@ class Run:
         return Checkpoints(self.folder / "checkpoints" / stage)
 
     def _fit_closed_form(self) -> None:
-        """Closed-form models are computed on train + validation at once; nothing is chosen."""
+        """Closed-form models: computed on train for the validation metrics, then on train + validation, and kept."""
         model = build_model(self.config, self.prepared.encoder)
         assert isinstance(model, ClosedForm)
+        history: tuple[Mapping[str, float], ...] = ()
+        if "validation" in self.prepared.splits:
+            known = self.seen_before("validation")
+            model.fit(known.interactions())
+            history = ({"phase": 0.0, "epoch": 0.0, **self._validate(model, known)},)
         model.fit(self.seen_before("test").interactions())
         self._begin()
         self._checkpoints(SELECT).save(model.tensors(), {}, tag="last")
-        self._finish_stage(FINISHED, Progress(), 0)
+        self._finish_stage(FINISHED, Progress(history=history), 0)
 
     @property
     def _is_closed_form(self) -> bool:
@@ -281,7 +288,7 @@ class Run:
         stage = REFIT if self.config.training.refit else SELECT
         checkpoints = self._checkpoints(stage)
         assert isinstance(model, nn.Module)
-        load_model(model, checkpoints, "best" if stage == SELECT and checkpoints.exists("best") else "last")
+        load_model(model, checkpoints, "last")
         model.eval()
         return model
 

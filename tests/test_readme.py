@@ -14,7 +14,7 @@ def block(language: str, holding: str) -> str:
     blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, flags=re.DOTALL | re.MULTILINE)
     found = [text.replace("\n" + indent, "\n").removeprefix(indent) for indent, text in blocks if holding in text]
     assert len(found) == 1, f"{len(found)} {language} blocks hold {holding!r}"
-    return found[0]
+    return str(found[0])
 
 
 def test_readme_training_loop_learns(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def user_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not distributed.is_lost_rank(error):
             raise
-        _say_once("another rank has ended or cannot be reached; continue with --resume when all can run", unanswered=True)
+        _say_once("another rank has ended or cannot be reached; continue with --resume", unanswered=True)
         raise typer.Exit(LOST_RANK) from None
 
 

@@ -73,7 +73,10 @@ def score(
     items: Annotated[str | None, typer.Option("--items", help="Item ids: a,b,c.")] = None,
     user: UserOption = None,
     history: HistoryOption = None,
-    column: Annotated[list[str] | None, typer.Option("--column", help="A feature: name=value, or a JSON list with a value for each row.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="A feature: name=value, or a JSON list with a value for each row."),
+    ] = None,
     address: AddressOption = "127.0.0.1:50051",
     timeout: TimeoutOption = 5.0,
     json: JsonOption = False,

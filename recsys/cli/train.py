@@ -35,8 +35,8 @@ def train(
 ) -> None:
     """Train a config into runs/NAME: prepare what is missing, choose on validation, keep checkpoints.
 
-    Under torchrun the tables are sharded over the ranks and everything else is data-parallel. SIGTERM or Ctrl-C finishes
-    the step in hand, writes a checkpoint and ends with exit code 75; --resume goes on from there.
+    Under torchrun the tables are sharded over the ranks and everything else is data-parallel. SIGTERM or Ctrl-C
+    finishes the step in hand, writes a checkpoint and ends with exit code 75; --resume goes on from there.
     """
     with user_errors(), distributed.joined_ranks(timeout_s=PATIENCE_S), user_errors():  # the inner one still has ranks
         named = [] if name is None else [f"name={json_lines.dumps(name)}"]

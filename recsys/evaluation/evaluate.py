@@ -153,7 +153,7 @@ def evaluate_retrieval(
     return Report(
         model=name or type(recommender).__name__, split=split, metrics=result.means, counts=counts,
         config_hash=config_hash,
-        protocol="all items ranked, those known before the split masked and not relevant; mean over users with new items",
+        protocol="all items ranked, those known before the split left out; mean over users with held-out items",
         arrays=arrays,
     )  # fmt: skip
 

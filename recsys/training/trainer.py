@@ -9,6 +9,7 @@ A run that is resumed equals one that never stopped: data order and every random
 Shapes: B rows of this rank's part of a global batch; W ranks.
 """
 
+import math
 import signal
 import threading
 import time
@@ -129,8 +130,6 @@ class Trainer:
         with self._signals():
             while not self.progress.done:
                 self._run_phase(self.phases[self.progress.phase])
-        if self.settings.keep_best and self.checkpoints.exists("best"):
-            load_model(self.model, self.checkpoints, "best")
         return self.progress
 
     def restore(self) -> None:
@@ -151,12 +150,17 @@ class Trainer:
                 self._run_epoch(phase)
                 self._end_of_epoch(phase)
             self._advance(epoch=self.progress.epoch + 1, batch=0, evaluated=False)
+        self._end_phase(phase)
+
+    def _end_phase(self, phase: Phase) -> None:
+        """Go back to the phase's best weights, let it end, and note that it has; a kill before that repeats this."""
+        if self.settings.keep_best and self.progress.best is not None:
+            load_model(self.model, self.checkpoints, "best")
         if phase.on_end is not None:
             phase.on_end()
-        after = self.progress.phase + 1
-        fresh = Progress(phase=after, step=self.progress.step, seconds=self.progress.seconds)
-        ended = after == len(self.phases)
-        self.progress = replace(self.progress, done=True) if ended else fresh
+        before, after = self.progress, self.progress.phase + 1
+        fresh = Progress(phase=after, step=before.step, seconds=before.seconds, history=before.history)
+        self.progress = replace(before, done=True) if after == len(self.phases) else fresh
         self.save()
 
     def _run_epoch(self, phase: Phase) -> None:
@@ -235,14 +239,16 @@ class Trainer:
         if phase.penalty is not None:
             objective = objective + phase.penalty(batch, step)
         objective.backward()
-        self._update_dense(phase)
+        self._update_dense(phase, step)
         return agreed
 
-    def _update_dense(self, phase: Phase) -> None:
+    def _update_dense(self, phase: Phase, step: Step) -> None:
         parameters = [p for optimizer in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
         distributed.average_gradients(parameters)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._check_finite(float(norm), phase, step, what="norm of the gradient")
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
         for optimizer in phase.optimizers:
             optimizer.step()
 
@@ -256,11 +262,11 @@ class Trainer:
         loss = total_sum / weight_sum
         return _Agreed(weight=weight_sum, loss=loss, rows=int(rows_sum), stop=stop > 0, save=save > 0)
 
-    def _check_finite(self, loss: float, phase: Phase, step: Step) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
+    def _check_finite(self, value: float, phase: Phase, step: Step, what: str = "loss") -> None:
+        if not math.isfinite(value):
             raise ValueError(
-                f"the loss is {loss} in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for a too "
-                "high learning rate or for NaN in the features; the checkpoint before it is kept"
+                f"the {what} is {value} in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for "
+                "a too high learning rate or for NaN in the features; the checkpoint before it is kept"
             )
 
     # --- state ---

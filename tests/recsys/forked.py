@@ -80,7 +80,8 @@ class Forker:
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """fault: "<number>:kill" or ":enospc". kill_after_s: SIGKILL that long after the start. term_at_step: SIGTERM to
-    itself at that training step."""
+    itself at that training step.
+    """
 
     arguments: list[str]
     fault: str = ""

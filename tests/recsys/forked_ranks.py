@@ -1,12 +1,12 @@
-"""Runs commands of ours on one or several ranks, which are forked from one interpreter that has imported everything once.
+"""Runs commands of ours on one or several ranks, forked from one interpreter that has imported everything once.
 
     with RankForker(folder) as forker:
         ended = forker.run("train", "ctr.toml", signals=[(1, 3, "KILL")])      # rank 1 dies after its step 3
         assert [rank.code for rank in ended] == [1, -signal.SIGKILL]
 
 Ranks find each other as under torchrun, on a free port; at one rank there are no such variables: a plain process. No
-launcher watches them, so a rank that waits for ever for another is seen as a hang. As a script this is that interpreter:
-it reads a job a line and writes how its ranks ended.
+launcher watches them, so a rank that waits for ever for another is seen as a hang. As a script this is that
+interpreter: it reads a job a line and writes how its ranks ended.
 """
 
 import contextlib
@@ -41,8 +41,11 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """arguments: of `recsys`, or "module:function" of the tests and its own. signals: (rank, step, name): a rank sends
-    itself SIG<name> after a training step. timeout_s: ranks that run longer are killed, and have hung."""
+    """What to run.
+
+    arguments: of `recsys`, or "module:function" of the tests and its own. signals: (rank, step, name): a rank sends
+    itself SIG<name> after a training step. timeout_s: ranks that run longer are killed, and have hung.
+    """
 
     arguments: list[str]
     num_ranks: int = 2

@@ -1,5 +1,6 @@
 """A project folder with a click model and a retriever on the world "small", tiny enough to train in a fraction of a
-second: the runs that the tests of commands, of runs and of killed runs are about."""
+second: the runs that the tests of commands, of runs and of killed runs are about.
+"""
 
 from pathlib import Path
 

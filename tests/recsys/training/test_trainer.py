@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,39 @@ def test_trainer_names_a_loss_that_is_not_finite(tmp_path: Path) -> None:
         weight_of(runner).fill_(float("nan"))
     with pytest.raises(ValueError, match="loss is nan in phase 'train', epoch 0, batch 0"):
         runner.fit()
+
+
+def test_trainer_names_a_gradient_that_is_not_finite_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    runner = trainer(tmp_path, checkpoint_every_s=0)
+
+    def root(batch: Batch, step: Step) -> Tensor:
+        return (runner.model.get_parameter("weight").sum() * (step.index < 2)).square().sqrt().expand(len(batch))
+
+    runner.phases = (replace(runner.phases[0], loss=root),)
+    with pytest.raises(ValueError, match="norm of the gradient is nan in phase 'train', epoch 0, batch"):
+        runner.fit()
+    saved = runner.checkpoints.load("last", prefix="model.") if runner.checkpoints.exists("last") else {}
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.values())
+
+
+def test_trainer_ends_a_phase_from_its_best_weights_and_keeps_the_history(tmp_path: Path) -> None:
+    """Two phases: each goes back to its own best, then its `on_end` changes the model, and that stays."""
+    values = iter([0.9, 0.8, 0.3, 0.2])
+    runner = trainer(tmp_path, max_epochs=2, evaluate=lambda: {"auc": next(values)})
+    weight = runner.model.get_parameter("weight")
+    ended: list[Tensor] = []
+
+    def end() -> None:
+        ended.append(weight.detach().clone())
+        with torch.no_grad():
+            weight.fill_(7.0 + len(ended))
+
+    first = replace(runner.phases[0], name="first", on_end=end)
+    runner.phases = (first, replace(first, name="second"))
+    progress = runner.fit()
+    assert [record["auc"] for record in progress.history] == [0.9, 0.8, 0.3, 0.2]
+    assert weight.tolist() == [9.0, 9.0, 9.0]
+    assert torch.allclose(ended[1], torch.full((3,), 8.0), atol=1.0)
 
 
 def test_trainer_weights_rows(tmp_path: Path) -> None:
