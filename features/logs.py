@@ -91,7 +91,10 @@ def _read(database: Database, source: SourceTables, schema: FeatureSchema, rules
     num_kept = int(database.value(stored["events"].count()))
     events = found["events"]
     if not num_kept:
-        raise ValueError(f"no events: {events.num_rows} rows read, {events.count} of them bad, the others dropped")
+        names = ", ".join(columns.tables["events"].names)
+        raise ValueError(
+            f"no events in {names}: {events.num_rows} rows read, {events.count} of them bad, the others dropped"
+        )
     return Log(
         events=stored["events"],
         users=stored.get("users"),

@@ -182,6 +182,8 @@ def delimited_table(database: Database, role: str, files: Sequence[InputFile], f
     """Text files as one table of text columns; a line with more or fewer fields than the header is malformed."""
     name = f"raw_{role}"
     columns = form.names or _header(files[0].path, form)
+    if not columns:
+        raise ValueError(f"{files[0].path} is empty: it has no header line with the names of columns")
     _refuse_repeated(columns, files[0].path)
     published = [f"{quoted(SPLIT)} VARCHAR"] if files[0].split else []
     fixed = [f"{quoted(FILE)} INTEGER", f"{quoted(ROW)} BIGINT", *published]

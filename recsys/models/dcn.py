@@ -3,17 +3,17 @@
 Shapes: B rows, W width of all inputs together, T labels.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from features.batch import Batch
 from features.encoder import Encoder
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.models.interface import Ranker
-from recsys.models.layers import MLP, CrossNetwork, check_pooled, input_columns, input_width
+from recsys.models.layers import MLP, Activation, CrossNetwork, check_pooled, input_columns, input_width
 from recsys.models.options import RankerOptions
 
 
@@ -29,12 +29,19 @@ class DCN(Ranker):
         """Settings of both parts.
 
         cross_layers: their number; 0 leaves the MLP. hidden: widths of the MLP; () leaves the crosses. structure: how
-        the two are joined, see the class.
+        the two are joined, see the class. activation: of the MLP; the paper's is "relu", see `MLP` for the other.
         """
 
         cross_layers: int = Field(default=2, ge=0)
         hidden: tuple[int, ...] = (256, 128)
         structure: Literal["parallel", "stacked"] = "parallel"
+        activation: Activation = "relu"
+
+        @model_validator(mode="after")
+        def _activation_has_effect(self) -> Self:
+            if not self.hidden and self.activation != "relu":
+                raise ValueError("activation has no effect without hidden layers; remove it or give hidden")
+            return self
 
     def __init__(self, encoder: Encoder, collection: EmbeddingCollection, config: Config) -> None:
         super().__init__(encoder, collection, config)
@@ -42,7 +49,7 @@ class DCN(Ranker):
         width = input_width(collection, self.inputs)
         self.parallel = config.structure == "parallel" and bool(config.hidden)
         self.cross = CrossNetwork(width, config.cross_layers)
-        self.deep = MLP(width, config.hidden)
+        self.deep = MLP(width, config.hidden, activation=config.activation)
         self.head = nn.Linear(self.deep.width_out + (width if self.parallel else 0), len(self.labels))
 
     def logits(self, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ Shapes: B rows, W input width, H widths of hidden layers.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,24 @@ from features.batch import Batch, Jagged
 from features.spec import FeatureSpec
 from recsys.embedding.collection import EmbeddingCollection
 
+Activation = Literal["relu", "silu"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
 
 class MLP(nn.Sequential):
-    """Fully connected layers of the given widths, each followed by ReLU; `last_linear` leaves it out after the last.
+    """Fully connected layers of the given widths, each with an activation; `last_linear`: but for the last.
 
     [B, W] -> [B, last width]; no widths: the identity.
+    activation: at the kink of "relu" a rounding decides whether a row counts in a gradient, so that after some hundred
+    steps the same training summed in another order (in a GPU, over ranks) is another one; with "silu" it stays equal.
     """
 
-    def __init__(self, width: int, widths: Sequence[int], last_linear: bool = False) -> None:
+    def __init__(
+        self, width: int, widths: Sequence[int], last_linear: bool = False, activation: Activation = "relu"
+    ) -> None:
         layers: list[nn.Module] = []
         for before, after in zip((width, *widths), widths, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU()]
+            layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
         super().__init__(*(layers[:-1] if last_linear else layers))
         self.width_out = (width, *widths)[-1]
 

@@ -50,12 +50,25 @@ def test_dcn_is_its_formula(structure: str) -> None:
     assert_close(model.logits(batch), model.head(last)[:, 0])
 
 
+def inputs_of_ids(model: DCN, batch: Batch) -> Tensor:
+    """x_0 of the two ids alone."""
+    stores = model.collection.backend.weights()
+    return torch.cat([stores["ids.user"][batch.ids("user")], stores["ids.item"][batch.ids("item")]], dim=1)
+
+
 def test_dcn_without_hidden_layers_is_the_crosses_alone() -> None:
     model, world = dcn(hidden=())
     batch = world.batch(world.users[:5], world.items[:5])
-    stores = model.collection.backend.weights()
-    x0 = torch.cat([stores["ids.user"][batch.ids("user")], stores["ids.item"][batch.ids("item")]], dim=1)
-    assert_close(model.logits(batch), model.head(model.cross(x0))[:, 0])
+    assert_close(model.logits(batch), model.head(model.cross(inputs_of_ids(model, batch)))[:, 0])
+
+
+def test_dcn_has_the_named_activation_in_its_mlp() -> None:
+    model, world = dcn(hidden=(5,), cross_layers=0, structure="stacked", activation="silu")
+    batch = world.batch(world.users[:5], world.items[:5])
+    hidden = model.deep[0](inputs_of_ids(model, batch))
+    assert_close(model.logits(batch), model.head(hidden * hidden.sigmoid())[:, 0])
+    with pytest.raises(ValueError, match="activation has no effect without hidden layers"):
+        dcn(hidden=(), activation="silu")
 
 
 def test_dcn_reads_the_named_features_only() -> None:

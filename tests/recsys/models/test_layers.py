@@ -41,6 +41,13 @@ def test_mlp_applies_relu_after_each_layer_or_not_after_the_last() -> None:
     assert [type(layer) for layer in MLP(3, (4, 2))] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]
 
 
+def test_mlp_applies_the_named_activation() -> None:
+    x = torch.randn(6, 3)
+    mlp = MLP(3, (4,), activation="silu")
+    (linear,) = (layer for layer in mlp if isinstance(layer, nn.Linear))
+    assert_close(mlp(x), linear(x) * linear(x).sigmoid())
+
+
 def test_mlp_without_widths_is_the_identity() -> None:
     x = torch.randn(2, 3)
     assert MLP(3, ()).width_out == 3
