@@ -51,8 +51,8 @@ def prepare(
     check_examples(schema, config.positive)
     if config.split.kind == "random" and any(group.ordered for group in schema.sequences):
         raise ValueError(
-            "data.split: kind 'random' would put test clicks into the histories of train examples; use 'time' or 'last', "
-            "or leave the sequences out of the schema"
+            "data.split: kind 'random' would put test clicks into the histories of train examples; use 'time' or "
+            "'last', or leave the sequences out of the schema"
         )
     request = SourceRequest(
         path=config.path, root=data_root, files=config.files, columns=config.columns, options=config.options

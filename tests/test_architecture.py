@@ -172,7 +172,7 @@ def test_names_say_what_they_hold(path: Path) -> None:
 
 
 def test_every_module_has_its_tests() -> None:
-    missing = [name_of(path) for path in own_files() if path.name != "__init__.py" and not _has_test(path)]
+    missing = [name_of(path) for path in own_files() if not path.stem.startswith("__") and not _has_test(path)]
     assert not missing, f"modules without a test file of their name: {missing}"
 
 

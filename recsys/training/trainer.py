@@ -41,7 +41,7 @@ class Observer(Protocol):
     """Who watches the training: a progress bar, a log."""
 
     def on_step(self, progress: "Progress", total_batches: int, loss: float, rows: int) -> None:
-        """A step over `rows` rows, those of all ranks, is done."""
+        """A step over `rows` rows of all ranks, those of weight 0 not counted, is done."""
 
     def on_evaluation(self, progress: "Progress", metrics: Mapping[str, float], best: bool) -> None:
         """A validation is done; best says whether it is the best so far."""
@@ -233,7 +233,7 @@ class Trainer:
         if losses.shape != weights.shape:
             raise ValueError(f"phase {phase.name!r}: loss has shape {tuple(losses.shape)}, one per row is {len(batch)}")
         local = (losses * weights).sum()
-        agreed = self._agree(weights.sum(), local.detach(), len(batch))
+        agreed = self._agree(weights, local.detach())
         self._check_finite(agreed.loss, phase, step)
         objective = local * (distributed.world_size() / agreed.weight)
         if phase.penalty is not None:
@@ -252,12 +252,12 @@ class Trainer:
         for optimizer in phase.optimizers:
             optimizer.step()
 
-    def _agree(self, weight: Tensor, total: Tensor, rows: int) -> _Agreed:
-        """Sum weight and loss over ranks; stop if any rank was asked to, save when rank 0's clock says so."""
+    def _agree(self, weights: Tensor, total: Tensor) -> _Agreed:
+        """Sum weights and loss over ranks; stop if any rank was asked to, save when rank 0's clock says so."""
         due = distributed.rank() == 0 and time.monotonic() - self._saved_at >= self.settings.checkpoint_every_s
-        counts = torch.tensor([rows, self._stop_asked, due], dtype=torch.float64, device=weight.device)
-        sums = distributed.all_reduce_sum(torch.cat([torch.stack([weight, total]).double(), counts]))
-        weight_sum, total_sum, rows_sum, stop, save = sums.tolist()
+        flags = torch.tensor([self._stop_asked, due], dtype=torch.float64, device=weights.device)
+        sums = torch.stack([weights.sum().double(), total.double(), (weights > 0).sum().double()])
+        weight_sum, total_sum, rows_sum, stop, save = distributed.all_reduce_sum(torch.cat([sums, flags])).tolist()
         weight_sum = max(weight_sum, 1e-30)
         loss = total_sum / weight_sum
         return _Agreed(weight=weight_sum, loss=loss, rows=int(rows_sum), stop=stop > 0, save=save > 0)

@@ -116,6 +116,7 @@ def _run(job: Job) -> None:
     for name, descriptor in (("out.txt", 1), ("err.txt", 2)):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)
     faults._plan = faults.plan_of(job.fault, "points.txt")
+    os.fsync = lambda _: None  # what a killed process has written is there without it, and it waits for the disk
     code: Any = 1
     try:
         if job.term_at_step is not None:
@@ -214,6 +215,12 @@ def once_each(points: list[str], key: Callable[[str], str] = label_of) -> list[i
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     warnings.filterwarnings("error", module=r"(features|recsys|serving)\.")
-    from recsys import cli as _imported_once  # noqa: F401
-
+    for imported_once in (
+        "recsys.cli",
+        "recsys.embedding.fused",
+        "torch._dynamo",
+        "pyarrow.dataset",
+        "rich._emoji_codes",
+    ):
+        importlib.import_module(imported_once)
     _serve()

@@ -31,12 +31,13 @@ HUNG = 99
 
 @dataclass(frozen=True)
 class Ended:
-    """How a rank ended: exit code (minus the signal; HUNG), what it printed, and the loss of each step that it took."""
+    """How a rank ended: exit code (minus the signal; HUNG), what it printed, loss and rows of each step that it took."""
 
     code: int
     out: str
     err: str
     losses: dict[int, float]
+    rows: dict[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,10 @@ class RankForker:
 
 
 def _ended(rank: Mapping[str, Any]) -> Ended:
-    losses = dict(line.split() for line in rank["losses"].splitlines())
-    found = {int(step): float.fromhex(loss) for step, loss in losses.items()}
-    return Ended(code=rank["code"], out=rank["out"], err=rank["err"], losses=found)
+    steps = [line.split() for line in rank["steps"].splitlines()]
+    losses = {int(step): float.fromhex(loss) for step, loss, _ in steps}
+    rows = {int(step): int(count) for step, _, count in steps}
+    return Ended(code=rank["code"], out=rank["out"], err=rank["err"], losses=losses, rows=rows)
 
 
 # --- the interpreter ---
@@ -126,7 +128,7 @@ def _wait(children: list[int], timeout_s: float) -> list[int]:
 
 
 def _files(rank: int) -> dict[str, Path]:
-    return {name: Path(f"{name}-{rank}.txt") for name in ("out", "err", "losses")}
+    return {name: Path(f"{name}-{rank}.txt") for name in ("out", "err", "steps")}
 
 
 def _told(rank: int, code: int) -> dict[str, Any]:
@@ -175,14 +177,14 @@ def _called(arguments: list[str]) -> int:
 
 
 def _watch(rank: int, signals: dict[int, str]) -> None:
-    """Every training of this rank is watched: losses are noted, signals sent after their steps."""
+    """Every training of this rank is watched: steps are noted, signals sent after them."""
     from recsys.run import Run
     from recsys.training.trainer import Observer, Progress
 
     class Watch:
         def on_step(self, progress: Progress, total_batches: int, loss: float, rows: int) -> None:
-            with _files(rank)["losses"].open("a") as losses:
-                losses.write(f"{progress.step} {loss.hex()}\n")
+            with _files(rank)["steps"].open("a") as steps:
+                steps.write(f"{progress.step} {loss.hex()} {rows}\n")
             if progress.step in signals:
                 os.kill(os.getpid(), getattr(signal, f"SIG{signals[progress.step]}"))
 

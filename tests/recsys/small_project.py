@@ -36,7 +36,7 @@ name = "rowwise_adagrad"
 lr = 0.05
 
 [training]
-batch_size = 2500
+batch_size = 4000
 max_epochs = 2
 metric = "auc"
 patience = 1
@@ -71,7 +71,7 @@ name = "adam"
 lr = 0.01
 
 [training]
-batch_size = 600
+batch_size = 800
 max_epochs = 2
 checkpoint_every_s = 0
 refit = true

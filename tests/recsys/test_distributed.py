@@ -1,5 +1,7 @@
 """Collectives of ours: one process and two gloo ranks give the same numbers and the same gradients."""
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -28,6 +30,7 @@ def test_collectives_are_no_ops_in_one_process() -> None:
     assert distributed.gather_objects("x") == ["x"]
     assert distributed.together(lambda: 7) == [7]
     assert (distributed.any_rank(True), distributed.any_rank(False)) == (True, False)
+    assert distributed.first_to_fail(unanswered=False)
     distributed.barrier()
     distributed.finalise()
 
@@ -78,7 +81,7 @@ def test_collectives_agree_on_two_ranks() -> None:
 def check_collectives() -> None:
     checks: list[Callable[[], None]] = [
         check_agreement, check_sums, check_averages, check_gathered_order, check_dummy_rows, check_counts,
-        check_gather_gradient, check_sum_gradient, check_second_initialise,
+        check_gather_gradient, check_sum_gradient, check_second_initialise, check_first_to_fail,
     ]  # fmt: skip
     for check in checks:
         check()
@@ -96,6 +99,11 @@ def check_agreement() -> None:
     with pytest.raises(ValueError, match="rank 0: bad" if rank else "bad"):
         distributed.together(lambda: None if rank else fail(ValueError("bad")))
     distributed.barrier()
+
+
+def check_first_to_fail() -> None:
+    assert sum(distributed.gather_objects(distributed.first_to_fail(unanswered=False))) == 1
+    assert not distributed.is_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def check_sums() -> None:
@@ -179,3 +187,18 @@ def check_sum_gradient() -> None:
 def check_second_initialise() -> None:
     with pytest.raises(ValueError, match="already joined a process group, as rank"):
         distributed.initialise()
+
+
+# --- a rank that dies ---
+
+
+def test_a_rank_that_dies_is_seen_by_the_other() -> None:
+    run_on_two_ranks(check_lost_rank, killed=1)
+
+
+def check_lost_rank() -> None:
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError) as lost:
+        distributed.barrier()
+    assert distributed.is_lost_rank(lost.value)

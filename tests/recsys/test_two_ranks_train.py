@@ -7,7 +7,7 @@ of a single row, of which one rank has nothing.
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Project:
 
     forker: RankForker
     folder: Path
+    wholes: dict[tuple[str, int], list[Ended]] = field(default_factory=dict)
 
     def train(self, name: str, runs: Path, *more: str, **options: Any) -> list[Ended]:
         """`recsys train`; options are those of `Job`."""
@@ -55,17 +56,11 @@ class Project:
     def whole(self, name: str, num_ranks: int) -> tuple[Path, list[Ended]]:
         """The run that nothing stopped, trained when it is first asked for, and how its ranks ended."""
         runs = self.folder / f"whole{num_ranks}"
-        kept = self.folder / f"whole{num_ranks}-{name}.json"
-        if not kept.exists():
-            ended = self.train(name, runs, num_ranks=num_ranks)
-            assert [rank.code for rank in ended] == [0] * num_ranks, ended
-            kept.write_text(json.dumps([vars(rank) for rank in ended]))
-        read = [Ended(**rank) for rank in json.loads(kept.read_text())]
-        return runs / name, [Ended(rank.code, rank.out, rank.err, _by_step(rank.losses)) for rank in read]
-
-
-def _by_step(losses: dict[Any, float]) -> dict[int, float]:
-    return {int(step): loss for step, loss in losses.items()}
+        if (name, num_ranks) not in self.wholes:
+            self.wholes[name, num_ranks] = self.train(name, runs, num_ranks=num_ranks)
+        ended = self.wholes[name, num_ranks]
+        assert [rank.code for rank in ended] == [0] * num_ranks, ended
+        return runs / name, ended
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +83,8 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_two_ranks_train_what_one_process_trains(project: Project, name: str) -> None:
     (one, (alone,)), (two, ranks) = project.whole(name, 1), project.whole(name, 2)
     assert len(alone.losses) >= 8
-    assert ranks[0].losses == ranks[1].losses
+    assert (ranks[0].losses, ranks[0].rows) == (ranks[1].losses, ranks[1].rows)
+    assert list(ranks[0].rows.values()).count(1) == 2  # of which rank 0 has the row, and rank 1 a copy of weight 0
     assert_close(list(ranks[0].losses.values()), list(alone.losses.values()), rtol=0, atol=1e-5)
     for mine, other in zip(evaluations(two), evaluations(one), strict=True):
         assert_close(mine, other, rtol=0, atol=1e-4)

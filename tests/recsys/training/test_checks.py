@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from recsys.config import ConfigError, RunConfig, TrainingConfig, load_config
+from recsys.training.checks import check_settings, check_splits
+from tests.recsys.small_project import write_project
+
+
+def config(folder: Path, name: str, *overrides: str) -> RunConfig:
+    return load_config(write_project(folder) / f"{name}.toml", overrides)
+
+
+@pytest.mark.parametrize("name", ["ctr", "retriever", "popularity"])
+def test_checks_pass_what_can_be_trained(tmp_path: Path, name: str) -> None:
+    check_settings(config(tmp_path, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "says"),
+    [
+        ("ctr", "model.hiden=[3]", "hidden"),
+        ("ctr", "tables.ids.method=hash", "hash"),
+        ("ctr", "optimizer.tables.eps=-1", "eps"),
+        ("popularity", "training.max_epochs=9", "'training' has no effect"),
+        ("popularity", "optimizer.tables.lr=0.5", "'optimizer' has no effect"),
+        ("ctr", "training.device=cuda", "training.device"),
+    ],
+)
+def test_checks_name_what_cannot(tmp_path: Path, name: str, override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check_settings(config(tmp_path, name, override))
+
+
+def test_checks_name_a_setting_that_needs_a_split() -> None:
+    check_splits(TrainingConfig(refit=True), ("train", "validation", "test"))
+    with pytest.raises(ConfigError, match=r"training\.refit has no effect without a validation split"):
+        check_splits(TrainingConfig(refit=True), ("train", "test"))
+    with pytest.raises(ConfigError, match="no train examples"):
+        check_splits(TrainingConfig(), ("test",))
