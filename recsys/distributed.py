@@ -107,10 +107,11 @@ def first_to_fail(unanswered: bool) -> bool:
 
     unanswered: the answer when the rank that keeps count has ended already (torchrun's own launcher does, and stays).
     """
-    if world_size() == 1:
+    ranks = dist.group.WORLD if is_distributed() else None
+    if ranks is None:
         return True
     try:
-        count: int = dist.group.WORLD.get_group_store().add("failed", 1)
+        count: int = ranks.get_group_store().add("failed", 1)
     except RuntimeError:
         return unanswered
     return count == 1

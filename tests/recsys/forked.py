@@ -116,7 +116,7 @@ def _run(job: Job) -> None:
     for name, descriptor in (("out.txt", 1), ("err.txt", 2)):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)
     faults._plan = faults.plan_of(job.fault, "points.txt")
-    os.fsync = lambda _: None  # what a killed process has written is there without it, and it waits for the disk
+    os.fsync = lambda fd: None  # what a killed process has written is there without it, and it waits for the disk
     code: Any = 1
     try:
         if job.term_at_step is not None:

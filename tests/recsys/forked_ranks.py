@@ -31,7 +31,7 @@ HUNG = 99
 
 @dataclass(frozen=True)
 class Ended:
-    """How a rank ended: exit code (minus the signal; HUNG), what it printed, loss and rows of each step that it took."""
+    """How a rank ended: exit code (minus the signal; HUNG), what it printed, loss and rows of each step it took."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""An export, or a preparing, that is killed anywhere or finds the disk full leaves the old store working, and can be repeated.
+"""An export, or a preparing, that is killed or finds the disk full leaves what was there whole, and can be repeated.
 
 Points are those of features/faults.py. By default one point of each kind is tried, and of an export every one of its
 last steps, from manifest to label; `slow` tries all.

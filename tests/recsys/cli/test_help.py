@@ -1,0 +1,49 @@
+"""What `--help` says of every command: what it is for, and each option with its text as it was written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from recsys.cli import app
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = {
+    "": ("prepare", "train", "evaluate", "export", "serve", "retrieve", "score", "demo", "schema", "bundle"),
+    "demo": ("--out", "--configs", "--json"),
+    "schema infer": ("--out", "A CSV, TSV or Parquet file"),
+    "prepare": ("section.key=value", "--data", "RECSYS_DATA", "--prepared", "--json"),
+    "train": ("section.key=value", "--resume", "--name", "--data", "--runs", "exit code 75", "--json"),
+    "evaluate": ("--split", "default: test", "--json"),
+    "export": ("--out", "--label", "default: stable", "--json"),
+    "bundle list": ("--json",),
+    "bundle verify": ("exit code 1", "--json"),
+    "serve": ("--port", "--host", "--bundle", "--allow"),
+    "retrieve": ("--k", "--user", "--history", "--feature", "--exclude", '"kind": "equal"', "--keep-seen", "--json"),
+    "score": ("--items", "--column", "a JSON list with a value for each row", "--json"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_takes(command: str) -> None:
+    ended = CliRunner(env={"COLUMNS": "400"}).invoke(app, [*command.split(), "--help"])
+    assert ended.exit_code == 0
+    for text in COMMANDS[command]:
+        assert text in " ".join(ended.stdout.split())
+
+
+def test_help_is_tested_for_every_command() -> None:
+    names: set[str] = set()
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        names |= {f"{name} {part}" for part in inner} if inner else {name}
+    assert names == {name for name in COMMANDS if name}
+
+
+def test_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "recsys.cli", "train", "nothing.toml"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "error: there is no config file nothing.toml\n")
