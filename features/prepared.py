@@ -6,6 +6,7 @@ the log. This is only the order of the steps, which are `sources`, `logs`, `spli
 """
 
 import json
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,15 @@ def prepare(
         tell("reused", 1, 1)
         return Prepared.open(path)
     report = Path(out) / f"{config.name}.bad_rows.csv"
-    with folder_aside(path) as folder:
+    about = {"format": FORMAT, "name": config.name, "content_hash": content_hash, "inputs": inputs}
+    about |= {"config": config.meaning(), "schema_hash": schema.content_hash}
+    with suppress(FileExistsError), folder_aside(path) as folder:  # another process may have made it meanwhile
         work = folder / "work"
         work.mkdir()
         with Database.open(work, memory_limit) as database:
             manifest = _Making(database, config, schema, folder, tell).make(source, report)
         remove_tree(work)
-        about = {"format": FORMAT, "name": config.name, "content_hash": content_hash, "inputs": inputs}
-        about |= {"config": config.meaning(), "schema_hash": schema.content_hash, "files": _checksums(folder)}
-        write_json(folder / MANIFEST, about | manifest)
+        write_json(folder / MANIFEST, about | manifest | {"files": _checksums(folder)})
     remove_tree(report)  # of an earlier attempt
     return Prepared.open(path, verify=False)
 

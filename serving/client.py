@@ -133,9 +133,10 @@ class Client:
     ) -> Scores:
         """Probabilities of rows; the arguments are those of `ScoreQuery`.
 
-        columns: feature -> one value per row, or one for all rows, as an Arrow array or what `pyarrow.array` takes.
+        columns: feature -> a value for each row, as an Arrow array or what `pyarrow.array` takes, or one for all rows:
+        a text or number as it is, a list in a list.
         """
-        arrays = {name: column_of(column_message(values), name) for name, values in (columns or {}).items()}
+        arrays = {name: column_of(column_message(_per_row(values)), name) for name, values in (columns or {}).items()}
         request = score_request(ScoreQuery(user=user, items=items, columns=arrays, history=history))
         response = self._call(self._calls.Score, request)
         return Scores(
@@ -159,6 +160,11 @@ class Client:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise _described(error) from None
+
+
+def _per_row(values: Any) -> Any:
+    """A single text, number or None as a column of one row."""
+    return [values] if values is None or isinstance(values, str | int | float | np.generic) else values
 
 
 def _described(error: Any) -> ServingError:

@@ -62,6 +62,8 @@ def list_bundles(store: StoreArgument, json: JsonOption = False) -> None:
         rows = _rows(BundleStore(store))
         if json:
             print_json({"bundles": rows})
+        elif not rows:
+            say(f"{store} holds no bundles")
         else:
             print_table(f"{len(rows)} bundles in {store}", rows)
 

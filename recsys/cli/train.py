@@ -153,4 +153,7 @@ class Watcher:
 def logged(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last one that a kill cut short is left out."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json_lines.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json_lines.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged; repair or remove it, it is a log alone: {error}") from None

@@ -304,3 +304,16 @@ def test_movielens_prepares_to_its_published_samples(tmp_path: Path) -> None:
 def test_a_random_split_of_ordered_histories_is_refused(shop: Path) -> None:
     with pytest.raises(ValueError, match="test clicks into the histories"):
         make(shop, split={"kind": "random"})
+
+
+def test_prepare_reuses_what_another_process_made_meanwhile(shop: Path) -> None:
+    others: list[Path] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if stage == "examples" and not others:
+            others.append(make(shop).path)
+
+    config = DataConfig.model_validate(CONFIG)
+    found = prepare(config, data_root=shop, schema_dir=shop, out=shop / "out", progress=meanwhile)
+    assert found.path == others[0]
+    assert left(shop) == [found.path.name]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,18 @@ def test_put_then_open_round_trips(tmp_path: Path) -> None:
         assert file.read() == b"one"
     with pytest.raises(FileNotFoundError, match="nothing to publish"):
         put(tmp_path / "absent", f"file://{tmp_path}/x")
+
+
+@pytest.mark.parametrize("aside", [file_aside, folder_aside])
+def test_write_to_a_full_disk_names_what_was_to_be_written(
+    tmp_path: Path, aside: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    """The error of a write to an open file names none."""
+    with pytest.raises(OSError, match="No space left on device") as raised, aside(tmp_path / "made"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.filename == str(tmp_path / "made")
+    with pytest.raises(OSError, match=r"^incomplete$"), aside(tmp_path / "made"):
+        raise OSError("incomplete")
+    with pytest.raises(FileNotFoundError) as absent, aside(tmp_path / "made"):
+        (tmp_path / "absent").read_bytes()
+    assert absent.value.filename == str(tmp_path / "absent")

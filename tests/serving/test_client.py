@@ -1,6 +1,7 @@
 """The client: typed answers, typed refusals, and what it repeats."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,13 @@ def test_client_gives_the_fallback_and_its_reason(client: Client) -> None:
 
 def test_client_scores_columns_of_any_form(client: Client, pipeline: Pipeline) -> None:
     expected = pipeline.score(ScoreQuery(user=3, items=[1, 2], columns=CONTEXT))
-    for columns in ({"hour": [2], "device": ["phone"]}, {"hour": np.array([2, 2]), "device": ["phone", "phone"]}):
+    forms: tuple[dict[str, Any], ...] = (
+        {"hour": [2], "device": ["phone"]},
+        {"hour": 2, "device": "phone"},
+        {"hour": np.int64(2), "device": np.str_("phone")},
+        {"hour": np.array([2, 2]), "device": ["phone", "phone"]},
+    )
+    for columns in forms:
         answer = client.score(user=3, items=[1, 2], columns=columns)
         np.testing.assert_array_equal(answer.scores, expected.scores)
         assert answer.bundle_id == pipeline.bundle_id

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from recsys.cli import app
 from tests.recsys.forked import Forker
 from tests.recsys.small_project import write_project
 
@@ -31,3 +33,13 @@ def test_bundles_hold_one_part_or_two(tmp_path: Path, run: str) -> None:
         assert forker.run("export", f"runs/{run}", "--out", "store").code == 0
         rows = json.loads(forker.run("bundle", "list", "store", "--json").out)["bundles"]
     assert ("ranker" in rows[0]["parts"]) == (run == "ctr")
+
+
+def test_bundles_of_an_empty_store_are_none(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ended = CliRunner().invoke(app, ["bundle", "list", str(empty)])
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (0, "", f"{empty} holds no bundles\n")
+    assert CliRunner().invoke(app, ["bundle", "list", str(empty), "--json"]).stdout == '{"bundles": []}\n'
+    absent = CliRunner().invoke(app, ["bundle", "list", str(tmp_path / "absent")])
+    assert (absent.exit_code, absent.stderr.startswith("error: there is no store")) == (2, True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -18,18 +17,18 @@ CONTEXT = ("--column", "device=phone", "--column", "hour=3")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_project(tmp_path_factory.mktemp("project"))
-    with Forker(folder) as forker:
+def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """In a project with a bundle of two parts in `store`."""
+    with Forker(write_project(tmp_path_factory.mktemp("project"))) as started:
         for name in ("ctr", "retriever"):
-            assert forker.run("train", f"{name}.toml").code == 0
-        assert forker.run("export", "runs/ctr", "runs/retriever", "--out", "store").code == 0
-    return folder / "store"
+            assert started.run("train", f"{name}.toml").code == 0
+        assert started.run("export", "runs/ctr", "runs/retriever", "--out", "store").code == 0
+        yield started
 
 
 @pytest.fixture(scope="module")
-def address(store: Path) -> Iterator[str]:
-    pipeline = Pipeline.load(BundleStore(store).open())
+def address(forker: Forker) -> Iterator[str]:
+    pipeline = Pipeline.load(BundleStore(forker.folder / "store").open())
     with running(lambda: pipeline, Settings(port=0, default_deadline_s=10.0)) as found:
         yield found
 
@@ -113,14 +112,13 @@ def test_a_question_that_cannot_be_answered_is_one_line(address: str, arguments:
     assert says in ended.stderr
 
 
-def test_serve_refuses_what_it_cannot_serve(store: Path, address: str) -> None:
+def test_serve_refuses_what_it_cannot_serve(forker: Forker, address: str) -> None:
     port = address.rpartition(":")[2]
     for arguments, says in (
         (("--port", port), f"Address already in use: 127.0.0.1:{port}"),
         (("--port", "70000"), "port must be 0..65535, got 70000"),
         (("--bundle", "next"), "'next' is neither a label nor the beginning of a bundle id"),
     ):
-        with Forker(store.parent) as forker:
-            ended = forker.run("serve", store, *arguments)
+        ended = forker.run("serve", "store", *arguments)
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert says in ended.err

@@ -101,6 +101,13 @@ def test_log_that_a_kill_cut_short_is_read_to_its_last_whole_line(tmp_path: Path
     assert [line["step"] for line in logged(path)] == [1, 2, 3]
 
 
+def test_log_that_is_damaged_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n\0\0\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged; repair or remove it"):
+        logged(path)
+
+
 # --- runs that are refused ---
 
 

@@ -104,9 +104,9 @@ def test_own_model_and_table_are_trained_exported_and_served_when_allowed(
     assert call("serve", "store", "--allow", "ownshop").exit_code == 0
 
     bundle = BundleStore("store").open()
-    with running(lambda: Pipeline.load(bundle, allowed=["ownshop"]), Settings(port=0)) as address:
-        with Client(address, timeout_s=10.0) as client:
-            scored = client.score(user="u00001", items=[10001, 10002], columns={"device": ["phone"], "hour": [3]})
+    served = running(lambda: Pipeline.load(bundle, allowed=["ownshop"]), Settings(port=0))
+    with served as address, Client(address, timeout_s=10.0) as client:
+        scored = client.score(user="u00001", items=[10001, 10002], columns={"device": ["phone"], "hour": [3]})
     assert scored.scores.shape == (2, 1)
     assert ((scored.scores > 0) & (scored.scores < 1)).all()
 

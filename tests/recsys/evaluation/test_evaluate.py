@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,14 @@ from features.spec import FeatureSchema, parse_schema
 from recsys import distributed
 from recsys.evaluation.bootstrap import Draws
 from recsys.evaluation.ctr import auc
-from recsys.evaluation.evaluate import EvaluationView, Report, compare, evaluate_ranking, evaluate_retrieval
+from recsys.evaluation.evaluate import (
+    EvaluationView,
+    Report,
+    check_metric,
+    compare,
+    evaluate_ranking,
+    evaluate_retrieval,
+)
 from recsys.models.interface import Ranker, Recommender
 from recsys.models.view import BatchLoader, DataView
 from tests.recsys.two_ranks import run_on_two_ranks
@@ -263,3 +271,28 @@ def test_reports_that_cannot_be_paired_are_refused() -> None:
         compare(users, a_report(), "recall@20", draws)
     with pytest.raises(ValueError, match="compared by 'auc' or 'logloss', not by 'ndcg'"):
         compare(of_rows(1.0), of_rows(1.0), "ndcg", draws)
+
+
+def test_check_metric_accepts_what_evaluation_gives_and_a_choice_can_be_made_by() -> None:
+    ranker, loader = Linear(labels=("click", "buy")), Batches()
+    given = evaluate_ranking(ranker, loader, split="validation").metrics
+    for metric in ("auc", "logloss", "normalized_entropy", "auc[buy]", "logloss[buy]"):
+        assert metric in given
+        check_metric(metric, ranker, ks=())
+    for metric in ("calibration", "ceiling_auc", "recall@20", "auc[click]", "gauc", ""):
+        with pytest.raises(ValueError, match=f"training.metric is '{re.escape(metric)}', accepted is one of auc, log"):
+            check_metric(metric, ranker, ks=(20,))
+    retrieved = evaluate_retrieval(Falling(), view(), split="test", ks=(1, 2)).metrics
+    for metric in retrieved:
+        check_metric(metric, Falling(), ks=(1, 2))
+    with pytest.raises(
+        ValueError, match=r"training\.metric is 'recall@3', accepted is one of recall@1, recall@2, ndcg"
+    ):
+        check_metric("recall@3", Falling(), ks=(1, 2))
+
+
+def test_evaluation_names_split_and_label_of_rows_that_cannot_be_measured() -> None:
+    loader = Batches()
+    loader.click = torch.ones_like(loader.click)
+    with pytest.raises(ValueError, match=r"split 'validation', label 'click': auc needs rows of both classes"):
+        evaluate_ranking(Linear(), loader, split="validation")

@@ -28,7 +28,7 @@ def test_dense_optimizers_are_those_of_the_config() -> None:
 def test_dense_optimizer_takes_the_step_of_its_rule(name: str) -> None:
     start, gradient = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 0.25, -4.0])
     weight = nn.Parameter(start.clone())
-    optimizer = make_optimizer(DenseOptimizerConfig(name=name, lr=LR, weight_decay=DECAY), [weight])  # type: ignore[arg-type]
+    optimizer = make_optimizer(DenseOptimizerConfig(name=name, lr=LR, weight_decay=DECAY), [weight])
     weight.grad = gradient.clone()
     optimizer.step()
     assert torch.allclose(weight.detach(), FIRST_STEPS[name](start, gradient), atol=1e-6)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,3 +195,53 @@ def test_trainer_weights_rows(tmp_path: Path) -> None:
         runner._step(runner.phases[0], batch, step)
         results.append(weight_of(runner))
     assert torch.allclose(results[0], results[1], atol=1e-7)
+
+
+def test_trainer_stopped_during_evaluation_resumes_after_it(tmp_path: Path) -> None:
+    def evaluate() -> Mapping[str, float]:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"auc": 0.5 + 0.1 * len(calls)}
+
+    calls: list[int] = []
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, evaluate=evaluate).fit()
+    resumed = trainer(tmp_path, evaluate=evaluate).fit()
+    assert len(calls) == 4
+    assert [record["epoch"] for record in resumed.history] == [1, 2, 3, 4]
+    assert resumed.step == 4 * NUM_BATCHES
+
+
+def test_trainer_runs_outside_the_main_thread(tmp_path: Path) -> None:
+    whole, threaded = trainer(tmp_path / "whole"), trainer(tmp_path / "threaded")
+    whole.fit()
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(threaded.fit).result().done
+    assert torch.equal(weight_of(whole), weight_of(threaded))
+
+
+def test_trainer_moves_batches_to_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def to(batch: Batch, device: object) -> Batch:
+        seen.append(device)
+        return batch
+
+    monkeypatch.setattr(Batch, "to", to)
+    trainer(tmp_path / "cpu", max_epochs=1).fit()
+    assert seen == []
+    trainer(tmp_path / "cuda", max_epochs=1, device="cuda").fit()
+    assert seen == ["cuda"] * NUM_BATCHES
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [("auc", (0.6, 0.5, 0.7), 3), ("logloss[buy]", (0.6, 0.5, 0.7), 2), ("normalized_entropy", (0.6, 0.5, 0.7), 2)],
+)
+def test_trainer_knows_which_metrics_should_fall(
+    tmp_path: Path, metric: str, values: tuple[float, ...], best: int
+) -> None:
+    left = iter(values)
+    runner = trainer(tmp_path, max_epochs=3, metric=metric, evaluate=lambda: {metric: next(left)})
+    assert runner.fit().best_epoch == best
