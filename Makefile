@@ -11,7 +11,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
-export PYTHONWARNINGS ?= default
 
 .PHONY: demo test test-slow bench lint format proto clean venv
 
