@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from features.vocab import mix64
+from features.hashes import mix64
 
 MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 65_536

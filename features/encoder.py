@@ -31,11 +31,12 @@ from torch import Tensor
 from features import storage
 from features.batch import Batch, Jagged
 from features.columns import Column, Frame, Lists, as_table
+from features.hashes import hash_ids
 from features.labels import read_group, read_labels, read_weights
 from features.raw_ids import Refuse
 from features.spec import FeatureSchema, FeatureSpec
 from features.transforms import Statistic, boundaries_of, fitted, needs_statistic, transformed
-from features.vocab import Rows, Vocabulary, hash_ids
+from features.vocab import Rows, Vocabulary
 
 __all__ = ["Encoder", "Statistic"]
 

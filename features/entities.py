@@ -24,9 +24,10 @@ from torch import Tensor
 from features import storage
 from features.batch import Batch, Jagged, concat
 from features.encoder import Encoder
+from features.hashes import hash_ids
 from features.raw_ids import IdIndex, Ids, arrow_ids, id_numpy, sorted_counts
 from features.spec import FeatureSchema, FeatureSpec
-from features.vocab import Vocabulary, hash_ids
+from features.vocab import Vocabulary
 
 FORMAT = 1
 ATTRIBUTES, FEATURES, RECORD = "attributes.parquet", "features.safetensors", "entity.json"

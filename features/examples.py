@@ -29,13 +29,13 @@ from features.batch import Jagged
 from features.database import Database
 from features.encoder import Encoder
 from features.entities import EntityTable
+from features.hashes import hash_ids
 from features.histories import Histories, history_label
 from features.history_files import EventChunk
 from features.log_columns import CODE, EXAMPLE, GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, label_column
 from features.raw_ids import arrow_ids
 from features.source_files import SPLITS
 from features.spec import FeatureSchema, FeatureSpec
-from features.vocab import hash_ids
 
 ROW_GROUP = 65_536
 ROW_GROUPS_PER_FILE = 64

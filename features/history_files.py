@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from features.hashes import mix64
 from features.storage import folder_aside, third_party, write_json
-from features.vocab import mix64
 
 Array = NDArray[Any]
 FORMAT = 1

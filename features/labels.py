@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.columns import Column
+from features.hashes import hash_ids
 from features.spec import FeatureSchema, LabelSpec
 from features.transforms import Floats
-from features.vocab import hash_ids
 
 PROBABILITY = "probability"
 

@@ -10,10 +10,9 @@ A source reads; it does not judge values: text stays text, and `logs` casts, che
 Several of them read files in the roles `train`, `validation`, `test`: their names are then the published split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cached_property
 from glob import escape
 from importlib import import_module
 from pathlib import Path
@@ -38,8 +37,7 @@ from features.source_files import (
     parquet_table,
 )  # fmt: skip
 from features.storage import is_uri
-from features.world_tables import WorldTables
-from features.worlds import WORLDS, generate
+from features.worlds import WORLDS, open_world
 
 Columns = Mapping[str, str | Mapping[str, str]]
 
@@ -197,24 +195,33 @@ class WorldSource:
             raise ValueError(f"data.path: there is no world {request.path!r}; there are {', '.join(WORLDS)}")
         self.request = request
 
-    @cached_property
-    def _world(self) -> WorldTables:
-        return generate(self.request.path, self.request.options.get("seed"))
-
     def fingerprints(self) -> dict[str, str]:
-        """The content hash of the generated tables."""
-        return {"world": self._world.content_hash}
+        """The content hash of the generated data: the pinned one, or with a seed of its own that of what it makes."""
+        path, seed = self.request.path, self.request.options.get("seed")
+        return {"world": WORLDS[path].content_hash if seed is None else open_world(path, seed).content_hash}
 
     def read(self, database: Database) -> SourceTables:
-        """Events, users and items as generated; a row's number is its place in the generated table."""
-        made = {"events": self._world.events, "users": self._world.users, "items": self._world.items}
-        tables = {role: self._stored(database, role, table) for role, table in made.items()}
+        """Events, perhaps users and items, as generated; a row's number is its place among those of its table."""
+        world = open_world(self.request.path, self.request.options.get("seed"))
+        tables = {role: self._stored(database, role, reader) for role, reader in world.readers().items()}
         return named(tables, self.request.columns)
 
-    def _stored(self, database: Database, role: str, table: pa.Table) -> SourceTable:
-        numbered = table.append_column(ROW, pa.array(np.arange(1, len(table) + 1)))
-        rows = database.store_arrow(f"raw_{role}", numbered).mutate(ibis.literal(0, "int32").name(FILE))
+    def _stored(self, database: Database, role: str, reader: pa.RecordBatchReader) -> SourceTable:
+        rows = database.store_arrow(f"raw_{role}", _numbered(reader)).mutate(ibis.literal(0, "int32").name(FILE))
         return SourceTable(rows=rows, names=(f"world {self.request.path}",))
+
+
+def _numbered(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """The same batches with the column `ROW`, which counts from 1."""
+    field = pa.field(ROW, pa.int64())
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        first = 1
+        for batch in reader:
+            yield batch.append_column(field, pa.array(np.arange(first, first + len(batch))))
+            first += len(batch)
+
+    return pa.RecordBatchReader.from_batches(reader.schema.append(field), batches())
 
 
 SOURCES: Mapping[str, Any] = {

@@ -21,9 +21,9 @@ import ibis.expr.types as ir
 
 from features.data_config import SplitConfig
 from features.database import Database, mix64_column
+from features.hashes import hash64
 from features.log_columns import CODE, EXAMPLE, NUMBER, TIME
 from features.source_files import SPLIT, SPLITS
-from features.vocab import hash64
 
 TRAIN, VALIDATION, TEST = range(3)
 

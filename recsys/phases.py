@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from features.batch import Batch
-from features.vocab import hash64
+from features.hashes import hash64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ class Phase:
         lookups of a step happen in one collection call inside it.
     optimizers: those of dense parameters; tables are updated by their own within `backward()`.
     penalty(batch, step): a scalar added once per step after averaging, equal on all ranks; None adds nothing.
-    on_end: called once after the last epoch.
+    on_end: called once after the last epoch. Killed before the checkpoint that follows, it is called again.
+    keep_best: whether evaluations choose the weights that the phase ends with; False: it ends with its last.
     Raises ValueError for an empty name or a negative number of batches.
     """
 
@@ -71,6 +72,7 @@ class Phase:
     until: Until
     penalty: Callable[[Batch, Step], Tensor] | None = None
     on_end: Callable[[], None] | None = None
+    keep_best: bool = True
 
     def __post_init__(self) -> None:
         if not self.name:

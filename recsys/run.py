@@ -10,13 +10,13 @@ Training has one or two stages. `select` trains on the train split and watches a
 The test split is read by `evaluate` alone.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from features import storage
@@ -24,20 +24,21 @@ from features.encoder import Encoder
 from features.prepared import Prepared, View
 from recsys import distributed
 from recsys.compression import make_collection, make_table_optimizer
-from recsys.config import ConfigError, RunConfig, parse_options
+from recsys.config import ConfigError, RunConfig
+from recsys.embedding.table import EmbeddingTable, Search
 from recsys.evaluation.evaluate import Report, check_metric, evaluate_ranking, evaluate_retrieval
 from recsys.models import make_model, model_class
-from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender
+from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender, Retriever
 from recsys.models.view import OnDevice
-from recsys.phases import Until
+from recsys.phases import Phase, Until
+from recsys.run_state import FINISHED, REFIT, SELECT, RunState, differing_keys, read_config, read_state
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.checks import check_settings, check_splits
 from recsys.training.optimizers import make_optimizer
-from recsys.training.state import load_model
-from recsys.training.trainer import Observer, Progress, Settings, Trainer
+from recsys.training.state import load_model, restart
+from recsys.training.trainer import LOWER_IS_BETTER, Evaluate, Observer, Progress, Settings, Trainer, evaluated
 
 Model = Ranker | Recommender
-SELECT, REFIT, FINISHED = "select", "refit", "finished"
 
 
 def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None) -> Model:
@@ -63,18 +64,6 @@ def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None)
         model = make_model(config.model, encoder, collection)
     assert isinstance(model, nn.Module)
     return model if backend else model.to(config.training.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """What run.json holds: the prepared data, the stage, the best number of epochs and the validation metrics there."""
-
-    prepared: str
-    data_hash: str
-    stage: str = SELECT
-    best_epoch: int = 0
-    validation: Mapping[str, float] | None = None
-    seconds: float = 0.0
 
 
 class Run:
@@ -180,41 +169,50 @@ class Run:
         training = self.config.training
         until = Until(max_epochs=training.max_epochs, patience=training.patience or None)
         model = build_model(self.config, self.prepared.encoder)
-        trainer = self._trainer(SELECT, model, view, until, observers)
+        evaluate = None
         if "validation" in self.prepared.splits:
             check_metric(self.metric, model, self.config.evaluation.k)
-            trainer.evaluate = lambda: self._validate(model, view)
+            evaluate = lambda: self._validate(model, view)  # noqa: E731
+        trainer = self._trainer(SELECT, model, view, until, evaluate, observers)
         self._begin()
         progress = trainer.fit()
         epochs = progress.best_epoch or training.max_epochs
-        self._finish_stage(REFIT if training.refit else FINISHED, progress, epochs)
+        self._finish_stage(REFIT if training.refit else FINISHED, progress, epochs, model)
 
     def _refit(self, observers: Sequence[Observer]) -> None:
         view = self.prepared.view("train", "validation")
         until = Until(max_epochs=self.state.best_epoch)
         model = build_model(self.config, self.prepared.encoder)
-        progress = self._trainer(REFIT, model, view, until, observers).fit()
-        self._finish_stage(FINISHED, progress, self.state.best_epoch)
+        progress = self._trainer(REFIT, model, view, until, None, observers).fit()
+        self._finish_stage(FINISHED, progress, self.state.best_epoch, model)
 
-    def _finish_stage(self, stage: str, progress: Progress, epochs: int) -> None:
-        best = [record for record in progress.history if record["epoch"] == epochs]
-        metrics = {name: value for name, value in best[-1].items() if name not in ("phase", "epoch")} if best else None
+    def _finish_stage(self, stage: str, progress: Progress, epochs: int, model: Model | None = None) -> None:
+        found = [line for line in progress.history if line["epoch"] == epochs and line["phase"] == progress.phase]
+        metrics = (
+            {name: value for name, value in found[-1].items() if name not in ("phase", "epoch")} if found else None
+        )
         before = self.state
         self._write_state(
-            RunState(
-                prepared=before.prepared,
-                data_hash=before.data_hash,
+            replace(
+                before,
                 stage=stage,
                 best_epoch=epochs,
                 validation=metrics or before.validation,
                 seconds=before.seconds + progress.seconds,
+                sizes=_table_sizes(model),
             )
         )
 
     def _trainer(
-        self, stage: str, model: Model, view: View, until: Until, observers: Sequence[Observer]
-    ) -> Trainer:  # fmt: skip
-        assert isinstance(model, nn.Module)
+        self,
+        stage: str,
+        model: Model,
+        view: View,
+        until: Until,
+        evaluate: Evaluate | None,
+        observers: Sequence[Observer],
+    ) -> Trainer:
+        assert isinstance(model, Ranker | Retriever)
         config = self.config
         phase_settings = PhaseSettings(
             batch_size=config.training.batch_size,
@@ -235,8 +233,31 @@ class Run:
             fingerprint=f"{config.content_hash}-{self.prepared.content_hash}-{stage}",
             device=config.training.device,
         )
-        phases = model.phases(view, phase_settings)
-        return Trainer(model, phases, self._checkpoints(stage), settings, observers=observers)
+        phases = self._scheduled(model, model.phases(view, phase_settings), evaluate)
+        return Trainer(model, phases, self._checkpoints(stage), settings, evaluate, observers)
+
+    def _scheduled(self, model: Ranker | Retriever, phases: Sequence[Phase], evaluate: Evaluate | None) -> list[Phase]:
+        """The model's phases, with those of tables that search."""
+        collection = model.collection
+
+        def start_again() -> None:
+            fresh = build_model(self.config, self.prepared.encoder)
+            assert isinstance(fresh, nn.Module)
+            restart(model, fresh, scheduled)
+
+        def search(tables: Mapping[str, EmbeddingTable]) -> Search:
+            return Search(
+                tables=tables,
+                weights=collection.backend.weights,
+                evaluate=None if evaluate is None else lambda: evaluated(model, evaluate),
+                metric=self.metric,
+                higher_is_better=self.metric.partition("[")[0] not in LOWER_IS_BETTER,
+                restart=start_again,
+                seed=self.config.seed,
+            )
+
+        scheduled = collection.schedule(phases, search)
+        return scheduled
 
     def _checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.folder / "checkpoints" / stage)
@@ -277,8 +298,12 @@ class Run:
         known = ("train",) if split == "validation" else ("train", "validation")
         return self.prepared.view(*(name for name in known if name in self.prepared.splits))
 
-    def model(self) -> Model:
-        """The finished model, in one process, on the plain backend, in eval mode."""
+    def model(self, served: bool = True) -> Model:
+        """The finished model, in one process, on the plain backend, in eval mode.
+
+        served: with its tables in their serving form, at its precision, as it is evaluated and exported; False: with
+        the float32 tables that were trained.
+        """
         if not self.finished:
             raise ConfigError(f"{self.folder} is not finished; continue it with `recsys train CONFIG --resume`")
         model = build_model(self.config, self.prepared.encoder, backend="plain")
@@ -286,9 +311,10 @@ class Run:
             model.load_tensors(self._checkpoints(SELECT).load("last"))
             return model
         stage = REFIT if self.config.training.refit else SELECT
-        checkpoints = self._checkpoints(stage)
-        assert isinstance(model, nn.Module)
-        load_model(model, checkpoints, "last")
+        assert isinstance(model, Ranker | Retriever)
+        load_model(model, self._checkpoints(stage), "last")
+        if served:
+            model.collection = model.collection.freeze()
         model.eval()
         return model
 
@@ -298,7 +324,9 @@ class Run:
         Raises ConfigError for a split that is not there, or that says nothing because the model was trained on it.
         """
         self._check_held_out(split)
-        report = self._report(split, model or self.model(), self.seen_before(split))
+        scored = model or self.model()
+        report = self._report(split, scored, self.seen_before(split))
+        report = replace(report, counts={**report.counts, **served_bytes(scored)})
         report.save(self.folder / "reports" / split)
         return report
 
@@ -330,45 +358,22 @@ class Run:
         return evaluate_retrieval(model, known, split=split, ks=evaluation.k, config_hash=self.config.content_hash)
 
 
-def read_config(path: Path) -> RunConfig:
-    """A config.json. Raises ConfigError naming the file when it is missing, damaged or of another version."""
-    return parse_options(RunConfig, _read_json(path), where=str(path))
+def served_bytes(model: Model) -> dict[str, int]:
+    """Bytes on disk of a model's served tables, written as safetensors, and of its dense parameters; {} without any."""
+    if not isinstance(model, Ranker | Retriever):
+        return {}
+    tables = {name: tensor.contiguous() for name, tensor in model.collection.freeze().state_dict().items()}
+    dense = sum(tensor.nbytes for name, tensor in model.state_dict().items() if not name.startswith("collection."))
+    return {"table_bytes": len(save(tables)), "dense_bytes": dense}
 
 
-def read_state(path: Path) -> RunState:
-    """A run.json. Raises ConfigError as `read_config` does."""
-    values = _read_json(path)
-    known = {part.name for part in fields(RunState)}
-    if values.keys() != known or values["stage"] not in (SELECT, REFIT, FINISHED):
-        raise ConfigError(f"{path} is damaged or of another version")
-    return RunState(**values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is damaged: it holds no JSON object")
-    return values
-
-
-def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
-    """The settings in which two configs differ, as "section.key", sorted; the name is none."""
-    flat, other_flat = (flattened(config.model_dump(mode="json", exclude={"name"})) for config in (one, other))
-    return sorted(key for key in flat.keys() | other_flat.keys() if flat.get(key) != other_flat.get(key))
-
-
-def flattened(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """Nested tables as {"section.key": value}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, Mapping) and value
-        flat |= flattened(value, f"{place}{key}.") if inner else {f"{place}{key}": value}
-    return flat
+def _table_sizes(model: Model | None) -> dict[str, int]:
+    """Bytes of tables in training, over all ranks."""
+    if not isinstance(model, Ranker | Retriever):
+        return {}
+    sizes = {"training": model.collection.training_bytes(), "optimizer": model.collection.optimizer_bytes()}
+    summed = distributed.all_reduce_sum(torch.tensor(list(sizes.values()), dtype=torch.float64)).tolist()
+    return {name: int(total) for name, total in zip(sizes, summed, strict=True)}
 
 
 def _set_threads(threads: int) -> None:
@@ -380,4 +385,5 @@ def describe_run(run: Run) -> dict[str, Any]:
     """What a person wants to know of a run, for JSON and tables."""
     state = run.state
     found = {"stage": state.stage, "best_epoch": state.best_epoch, "validation": state.validation}
+    found |= {"table_bytes_in_training": dict(state.sizes)} if state.sizes else {}
     return {"run": str(run.folder), "model": run.config.model.name} | found | {"seconds": round(state.seconds, 1)}

@@ -1,7 +1,7 @@
 """What each component of a bundle holds: written from a model and the data it was trained on, and read back.
 
     role                kind       holds
-    retriever, ranker   same       model.json (sections of the config, the encoder's hash), weights.safetensors
+    retriever, ranker   same       model.json (section, tables, encoder hash), weights.safetensors
     <part>.schema       encoder    the encoder: schema, statistics, vocabularies
     <part>.items        items      the item table: ids, encoded features, raw attributes
     <part>.users        users      the user table, the items that each user has, the histories as of the export

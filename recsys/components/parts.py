@@ -30,11 +30,13 @@ from recsys.components.entities import (
     load_entities,
     read_tensors,
 )
-from recsys.compression import make_collection
-from recsys.config import ModelConfig, TablesConfig
+from recsys.config import ModelConfig
+from recsys.embedding.frozen import describe_tables, rebuild_tables
 from recsys.models import make_model
 from recsys.models.interface import ClosedForm, Ranker, Retriever
 from recsys.retrieval import ExactIndex, Index, load_index
+
+COLLECTION = "collection."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,6 @@ def export_retriever(
     *,
     model: Retriever | ClosedForm,
     model_section: ModelConfig,
-    tables_section: TablesConfig,
     view: ExportView,
 ) -> Roles:
     """Write the components of a retriever; returns role -> component id, for `BundleStore.publish`.
@@ -89,8 +90,7 @@ def export_retriever(
         raise ValueError(f"a retriever is exported with its users and items; schema {name!r} has no table of them")
     roles = export_entities(store, "retriever", view)
     catalogue = f"catalogue:{catalogue_hash(prepared.items)}"
-    weights = _weights(model)
-    written = _Model(model_section, tables_section, prepared.encoder.content_hash, weights)
+    written = _Model.of(model, model_section, prepared.encoder.content_hash)
     if isinstance(model, ClosedForm):
         return roles | {
             "retriever": store.add_component("retriever", written.save, token=catalogue),
@@ -105,11 +105,9 @@ def export_retriever(
     }
 
 
-def export_ranker(
-    store: BundleStore, *, model: Ranker, model_section: ModelConfig, tables_section: TablesConfig, view: ExportView
-) -> Roles:
+def export_ranker(store: BundleStore, *, model: Ranker, model_section: ModelConfig, view: ExportView) -> Roles:
     """Write the components of a ranker; returns role -> component id. view: what is known at the export."""
-    written = _Model(model_section, tables_section, view.prepared.encoder.content_hash, _weights(model))
+    written = _Model.of(model, model_section, view.prepared.encoder.content_hash)
     return export_entities(store, "ranker", view) | {"ranker": store.add_component("ranker", written.save)}
 
 
@@ -118,15 +116,24 @@ class _Model:
     """What a model component holds."""
 
     model: ModelConfig
-    tables: TablesConfig
+    tables: Mapping[str, Any] | None
     encoder: str
     weights: Mapping[str, Tensor]
 
+    @staticmethod
+    def of(model: Retriever | Ranker | ClosedForm, section: ModelConfig, encoder: str) -> "_Model":
+        """Of a model: its tables in their serving form, described by themselves, whatever config they came from."""
+        if isinstance(model, ClosedForm):
+            return _Model(section, None, encoder, _contiguous(model.tensors()))
+        frozen = model.collection.freeze()
+        own = {name: value for name, value in model.state_dict().items() if not name.startswith(COLLECTION)}
+        tables = {COLLECTION + name: value for name, value in frozen.state_dict().items()}
+        return _Model(section, describe_tables(frozen), encoder, _contiguous(own | tables))
+
     @property
     def record(self) -> dict[str, Any]:
-        """The content of model.json. The backend and its sharding are those of training; served tables are plain."""
-        tables = {name: section.model_dump(mode="json") for name, section in self.tables.specs.items()}
-        return {"model": self.model.model_dump(mode="json"), "tables": tables, "encoder": self.encoder}
+        """The content of model.json."""
+        return {"model": self.model.model_dump(mode="json"), "tables": self.tables, "encoder": self.encoder}
 
     @property
     def content_hash(self) -> str:
@@ -143,14 +150,8 @@ class _Model:
         save_file(dict(self.weights), folder / "weights.safetensors")
 
 
-def _weights(model: Retriever | Ranker | ClosedForm) -> dict[str, Tensor]:
-    """Everything that the model serves with, by name: tables in their serving form."""
-    if isinstance(model, ClosedForm):
-        return {name: tensor.contiguous() for name, tensor in model.tensors().items()}
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("collection.")}
-    tables = model.collection.freeze().state_dict()
-    state = own | {f"collection.{name}": value for name, value in tables.items()}
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _export_fallback(store: BundleStore, view: ExportView, token: str) -> str:
@@ -199,14 +200,25 @@ def _load_model(
         raise BundleError(f"bundle {bundle.id[:12]}: {part!r} was trained with another encoder than '{part}.schema'")
     section = ModelConfig.model_validate(record["model"])
     weights = read_tensors(folder / "weights.safetensors")
-    tables = TablesConfig.model_validate({"backend": "plain", "specs": record["tables"]})
-    collection = make_collection(tables, encoder, allowed=allowed).freeze() if tables.specs else None
+    collection = None
+    if record["tables"] is not None:
+        own = {name.removeprefix(COLLECTION): value for name, value in weights.items() if name.startswith(COLLECTION)}
+        collection = rebuild_tables(record["tables"], encoder.schema, own, allowed)
     model = make_model(section, encoder, collection, allowed)
     if isinstance(model, ClosedForm):
         model.load_tensors(weights)
         return section.name, model
-    model.load_state_dict(weights)
+    _load_dense(model, weights)
     return section.name, model.eval().requires_grad_(False)
+
+
+def _load_dense(model: Retriever | Ranker, weights: Mapping[str, Tensor]) -> None:
+    """Everything but the tables, which hold their weights already."""
+    dense = {name: value for name, value in weights.items() if not name.startswith(COLLECTION)}
+    missing, unknown = model.load_state_dict(dense, strict=False)
+    missing = [name for name in missing if not name.startswith(COLLECTION)]
+    if missing or unknown:
+        raise BundleError(f"weights of a model do not fit its class: missing {missing}, unknown {unknown}")
 
 
 def _check_catalogue(bundle: Bundle, role: str, items: EntityTable) -> None:

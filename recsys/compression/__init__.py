@@ -6,13 +6,37 @@ A method is a key of `COMPRESSIONS` or "package.module:Name" for a `TableSpec` o
 from collections.abc import Mapping, Sequence
 
 from features.encoder import Encoder
+from recsys.compression.adaptive import AdaptTable
+from recsys.compression.codebook import CodebookTable
+from recsys.compression.dedup import DedupTable
+from recsys.compression.factorized import CompositionalTable
+from recsys.compression.hashing import HashTable
+from recsys.compression.mixed_dim import MixedDimTable
+from recsys.compression.pruning import PrunedTable
+from recsys.compression.robe import RobeTable
+from recsys.compression.supernet import SearchedTable
+from recsys.compression.tensor_train import TensorTrainTable
 from recsys.config import ConfigError, TableConfig, TablesConfig, TablesOptimizerConfig, import_name, parse_options
-from recsys.embedding import TABLES
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import OPTIMIZERS, TableOptimizer
 from recsys.embedding.table import TableSpec
+from recsys.embedding.unified import UnifiedTable
 
-COMPRESSIONS: dict[str, type[TableSpec]] = {**TABLES}
+COMPRESSIONS: dict[str, type[TableSpec]] = {
+    "dense": DenseTable,
+    "unified": UnifiedTable,
+    "hash": HashTable,
+    "compo": CompositionalTable,
+    "ttrec": TensorTrainTable,
+    "robe": RobeTable,
+    "adapt": AdaptTable,
+    "mde": MixedDimTable,
+    "dedup": DedupTable,
+    "mgqe": CodebookTable,
+    "deeplight": PrunedTable,
+    "optembed": SearchedTable,
+}
 
 
 def table_class(method: str, allowed: Sequence[str] | None = None) -> type[TableSpec]:

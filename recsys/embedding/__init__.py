@@ -1,25 +1,14 @@
-"""Embedding tables and the collection that owns them; `TABLES` is what a config's `method` names."""
+"""Embedding tables and the collection that owns them."""
 
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import OPTIMIZERS, SGD, Adagrad, Adam, RowWiseAdagrad, TableOptimizer
-from recsys.embedding.table import (
-    Constant,
-    DenseTable,
-    EmbeddingTable,
-    Normal,
-    Reader,
-    Store,
-    TableSpec,
-    Uniform,
-)
+from recsys.embedding.table import Constant, EmbeddingTable, Normal, Reader, Store, TableSpec, Uniform
 from recsys.embedding.unified import UnifiedTable
-
-TABLES: dict[str, type[TableSpec]] = {"dense": DenseTable, "unified": UnifiedTable}
 
 __all__ = [
     "OPTIMIZERS",
     "SGD",
-    "TABLES",
     "Adagrad",
     "Adam",
     "Constant",

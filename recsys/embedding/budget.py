@@ -4,7 +4,7 @@ Units are powers of 1000 (kB, MB, GB) or of 1024 (KiB, MiB, GiB). Bytes are thos
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from recsys.embedding.table import Reader, known_num_embeddings
@@ -32,3 +32,38 @@ def budget_bytes(budget: str, table: str, widths: Mapping[Reader, int]) -> int:
     method = f"budget {budget}"
     floats = [known_num_embeddings(table, method, reader) * width for reader, width in widths.items()]
     return int(amount * 4 * sum(floats))
+
+
+def solve(size: Callable[[int], int], most: int, knobs: range, what: str) -> int:
+    """The largest of `knobs` (a range of step 1) with size(knob) <= most bytes, where size rises with the knob.
+
+    Raises ValueError that begins with `what` and says the smallest size there is.
+    """
+    low, high = knobs.start, knobs.stop - 1
+    if size(low) > most:
+        raise ValueError(f"{what} is too small, the minimum is {size(low)}B")
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if size(middle) <= most else (low, middle - 1)
+    return low
+
+
+def share(most: int, full: Mapping[str, int], least: Mapping[str, int], what: str) -> dict[str, int]:
+    """`most` bytes dealt to readers in proportion to what they take in full, to each at least its least.
+
+    full: reader -> bytes without compression; nobody gets more. least: reader -> bytes that it needs at the least.
+    Raises ValueError that begins with `what` and says the sum of the least.
+    """
+    if sum(least.values()) > most:
+        raise ValueError(f"{what} is too small, the minimum is {sum(least.values())}B")
+    dealt: dict[str, int] = {}
+    rest, open_readers = most, sorted(full)
+    while open_readers:
+        whole = sum(full[name] for name in open_readers)
+        parts = {name: min(full[name], rest * full[name] // whole) for name in open_readers}
+        short = [name for name in open_readers if parts[name] < least[name]]
+        settled = {name: least[name] for name in short} or parts
+        dealt |= settled
+        rest -= sum(settled.values())
+        open_readers = [name for name in open_readers if name not in settled]
+    return dealt

@@ -11,25 +11,34 @@ pooling. The backend "plain" is the definition, the others equal it, in forward 
 Shapes: B rows of a batch, N values of a list column, D width of a feature's vector, P accesses of a store per id.
 """
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from features.batch import Batch, Jagged
 from features.spec import FeatureSchema, FeatureSpec
+from recsys import distributed
 from recsys.embedding.layout import KnowsIds, Layout, unique_stores
 from recsys.embedding.optimizers import Adam, TableOptimizer
 from recsys.embedding.pooling import pool
+from recsys.embedding.precision import pack
 from recsys.embedding.stores import PlainStores, StoreBackend, initial_weights
-from recsys.embedding.table import EmbeddingTable, Store, TableSpec, check_ids
+from recsys.embedding.table import EmbeddingTable, Search, Store, TableSpec, check_ids
+from recsys.phases import Phase
 
 Backend = Literal["plain", "fused", "sharded"]
 Sharding = str | Mapping[str, str]
 Vectors = dict[str, Tensor | Jagged]
 Key = TypeVar("Key", bound=Hashable)
 STORES = "stores."
+
+
+class NonFiniteGradientError(ValueError):
+    """A gradient that is NaN or infinite was about to reach a table; raised within `backward()`, before its update."""
 
 
 class EmbeddingCollection(nn.Module):
@@ -65,22 +74,28 @@ class EmbeddingCollection(nn.Module):
     ) -> None:
         _check_backend(backend, optimizer, sharding)
         layout = Layout.build(source, specs, seed)
+        for table in layout.tables.values():
+            if table.one_rank and backend == "sharded" and distributed.world_size() > 1:
+                raise ValueError(f"table {table.name!r} does not train over several ranks: {table.one_rank}")
         if backend == "plain":
             kept: StoreBackend = PlainStores(layout.stores, initial_weights(layout.stores, seed), optimizer)
         elif backend == "fused":
             kept = _fused(layout, optimizer, seed)
         else:
             kept = _sharded(layout, optimizer, seed, sharding or "table_wise")
-        self._assemble(layout, kept)
+        self._assemble(layout, kept, specs)
 
-    def _assemble(self, layout: Layout, backend: StoreBackend) -> None:
+    def _assemble(self, layout: Layout, backend: StoreBackend, specs: Mapping[str, TableSpec]) -> None:
         super().__init__()
         self.schema = layout.schema
         self.tables = nn.ModuleDict(layout.tables)
         self.backend = backend
         self.stores = backend.stores
         self.max_row_norm = None
+        self._given = dict(specs)
         self._tables = dict(layout.tables)
+        self._stepping = {name for name, table in self._tables.items() if _overrides(table, "on_step")}
+        self._touched: dict[str, dict[str, Tensor]] = {}
         self._table_of = dict(layout.table_of)
         self._specs = {spec.name: spec for spec in layout.schema.inputs}
 
@@ -120,7 +135,9 @@ class EmbeddingCollection(nn.Module):
         for _, _, rows in calls.values():
             for store, wanted in rows.items():
                 by_store.setdefault(store, []).append(wanted)
-        vectors = {store: iter(self._clipped(several)) for store, several in self.backend.lookup(by_store).items()}
+        vectors = {
+            store: iter(self._watched(store, several)) for store, several in self.backend.lookup(by_store).items()
+        }
         found: dict[Key, Tensor] = {}
         for name, (keys, ids, rows) in calls.items():
             combined = self._tables[name].combine({store: next(vectors[store]) for store in rows}, ids)  # [N, D]
@@ -142,14 +159,22 @@ class EmbeddingCollection(nn.Module):
             flat = [requests[key][1].flatten() for key in keys]
             ids = flat[0] if len(flat) == 1 else torch.cat(flat)
             calls[table] = (keys, ids, self._tables[table].rows(ids))
+            if table in self._stepping and torch.is_grad_enabled():
+                self._touched[table] = {store: rows.flatten() for store, rows in calls[table][2].items()}
         return calls
 
-    def _clipped(self, vectors: list[Tensor]) -> list[Tensor]:
-        if self.max_row_norm is not None:
-            limit = self.max_row_norm * self.backend.gradient_scale
-            for found in vectors:
-                if found.requires_grad:
-                    found.register_hook(lambda grad: grad * (limit / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0))
+    def _watched(self, store: str, vectors: list[Tensor]) -> list[Tensor]:
+        """Have gradients checked, and clipped if so set, before they reach the store."""
+        limit = None if self.max_row_norm is None else self.max_row_norm * self.backend.gradient_scale
+
+        def watch(grad: Tensor) -> Tensor | None:
+            if not math.isfinite(float(grad.sum())):
+                raise NonFiniteGradientError(f"the gradient of store {store!r} is not finite")
+            return None if limit is None else grad * (limit / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+
+        for found in vectors:
+            if found.requires_grad:
+                found.register_hook(watch)
         return vectors
 
     def _ids(self, name: str, column: Tensor | Jagged) -> Tensor:
@@ -173,6 +198,15 @@ class EmbeddingCollection(nn.Module):
             raise ValueError(f"feature {feature!r} reads no table; features that do are {sorted(self._table_of)}")
         return self._tables[self._table_of[feature]]
 
+    @property
+    def by_key(self) -> Mapping[str, EmbeddingTable]:
+        """Every table by its key, "<specification>/<reader>"."""
+        return dict(self._tables)
+
+    def table_key(self, feature: str) -> str | None:
+        """The key, "<specification>/<reader>", of the table that a feature reads; None for a feature without one."""
+        return self._table_of.get(feature)
+
     def embedding_dim(self, feature: str) -> int:
         """D of a feature's vectors."""
         return self.table(feature).embedding_dim
@@ -180,13 +214,11 @@ class EmbeddingCollection(nn.Module):
     # -- bytes and state ----------------------------------------------------------------------------------------
 
     def num_bytes(self) -> int:
-        """Bytes of what is served, measured on the tensors of the frozen form.
+        """Bytes of what is served, measured on the tensors of the frozen form; with several ranks, called by all.
 
-        They are the stores in their true width, and the tables' own parameters and buffers.
+        They are the stores at their precision, without padding, and the tables' own parameters and buffers.
         """
-        tables, arrays = self._frozen_parts(self.backend.weights())
-        own = [tensor for table in tables.values() for tensor in table.state_dict().values()]
-        return sum(tensor.nbytes for tensor in [*arrays.values(), *own])
+        return sum(tensor.nbytes for tensor in self.freeze().state_dict().values())
 
     def training_bytes(self) -> int:
         """Bytes of the stores as they lie in memory while training, padding included; this rank's part."""
@@ -200,7 +232,7 @@ class EmbeddingCollection(nn.Module):
         """What a checkpoint keeps of the stores, by "stores.<store>" and "optimizer.<store>.<name>": live tensors.
 
         Names and shapes (the true width) are the same in every backend. The tables' dense parameters are in
-        `state_dict()`, and so are the stores' weights, under "stores.<store>".
+        `state_dict()` with what they derive from the seed (salts), and so are the stores' weights, "stores.<store>".
         """
         return self.backend.state()
 
@@ -212,14 +244,67 @@ class EmbeddingCollection(nn.Module):
             raise ValueError(f"state of the embedding tables does not fit: {fault}")
         self.backend.load_state(state)
 
+    # -- while training ------------------------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor | None:
+        """What the tables add to the loss of the step whose lookup was the last; None where they add nothing."""
+        found = [penalty for table in self._tables.values() if (penalty := table.penalty()) is not None]
+        return torch.stack(found).sum() if found else None
+
+    def on_step(self) -> None:
+        """To be called after each update: tables that prune or count have their turn."""
+        if self._stepping:
+            weights = self.backend.weights()
+            with torch.no_grad():
+                for name in sorted(self._touched):
+                    self._tables[name].on_step(weights, self._touched[name])
+        self._touched = {}
+
+    def schedule(
+        self, phases: Sequence[Phase], search: Callable[[Mapping[str, EmbeddingTable]], Search]
+    ) -> list[Phase]:
+        """The phases with those that the specifications add; search: tables of a specification -> its `Search`."""
+        found = list(phases)
+        for name, spec in self._given.items():
+            own = {key.removeprefix(f"{name}/"): t for key, t in self._tables.items() if key.startswith(f"{name}/")}
+            found = spec.schedule(found, search(own))
+        return found
+
+    @property
+    def searches(self) -> list[str]:
+        """The specifications that add phases of their own."""
+        return [name for name, spec in self._given.items() if type(spec).schedule is not TableSpec.schedule]
+
+    # -- serving -------------------------------------------------------------------------------------------------
+
     def freeze(self) -> "EmbeddingCollection":
-        """The serving form: a copy of the weights without padding, backend "plain", no optimizer, no gradient."""
+        """The serving form: packed copies of the weights, backend "plain", no optimizer, no gradient."""
         tables, arrays = self._frozen_parts(self.backend.whole_weights())
-        kept = PlainStores(unique_stores(tables.values()), {name: arrays[name].clone() for name in arrays}, None)
-        frozen = EmbeddingCollection.__new__(EmbeddingCollection)
-        frozen._assemble(Layout(schema=self.schema, tables=tables, table_of=self._table_of), kept)
-        frozen.requires_grad_(False)
-        return frozen.eval()
+        stores = unique_stores(tables.values())
+        served = {store.name: arrays[store.name].detach() for store in stores}
+        packed = {
+            store.name: pack(served[store.name], store.precision)
+            if served[store.name].dtype == torch.float32
+            else served[store.name]  # of a collection that is frozen already
+            for store in stores
+        }
+        live = {weight.data_ptr() for weight in self.backend.weights().values() if not isinstance(weight, DTensor)}
+        packed = {name: array.clone() if array.data_ptr() in live else array for name, array in packed.items()}
+        return EmbeddingCollection.serving(self.schema, tables, self._table_of, packed)
+
+    @staticmethod
+    def serving(
+        schema: FeatureSchema,
+        tables: Mapping[str, EmbeddingTable],
+        table_of: Mapping[str, str],
+        weights: Mapping[str, Tensor],
+    ) -> "EmbeddingCollection":
+        """Frozen tables over served rows (store -> packed or float rows, used without a copy), ready to be asked."""
+        found = EmbeddingCollection.__new__(EmbeddingCollection)
+        kept = PlainStores(unique_stores(tables.values()), weights, None)
+        found._assemble(Layout(schema=schema, tables=tables, table_of=table_of), kept, {})
+        found.requires_grad_(False)
+        return found.eval()
 
     def _frozen_parts(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, EmbeddingTable], dict[str, Tensor]]:
         tables: dict[str, EmbeddingTable] = {}
@@ -249,6 +334,10 @@ class EmbeddingCollection(nn.Module):
         wrong = [name for name in shared if weights[name].shape != given[name].shape]
         errors += [f"store {name!r} is {tuple(weights[name].shape)}, got {tuple(given[name].shape)}" for name in wrong]
         self.backend.load_state({STORES + name: given[name] for name in shared if name not in wrong})
+
+
+def _overrides(table: EmbeddingTable, hook: str) -> bool:
+    return getattr(type(table), hook) is not getattr(EmbeddingTable, hook)
 
 
 def _differences(own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> list[str]:

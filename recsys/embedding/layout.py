@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from features.hashes import hash64
 from features.spec import FeatureSchema, FeatureSpec
-from features.vocab import hash64
 from recsys.embedding.table import EmbeddingTable, Reader, Store, TableSpec
 
 
@@ -54,7 +54,7 @@ class Layout:
         for table, features_of in readers.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(hash64(table, salt=f"table#{seed}"))
-                built = specs[table].build(table, sorted(features_of, key=lambda reader: reader.name))
+                built = specs[table].build(table, sorted(features_of, key=lambda reader: reader.name), seed)
             tables |= {f"{table}/{reader.name}": built[reader.name] for reader in features_of}
             table_of |= {name: f"{table}/{reader.name}" for reader, names in features_of.items() for name in names}
         return Layout(schema=schema, tables=tables, table_of=table_of)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys.embedding.optimizers import TableOptimizer, zero_state
+from recsys.embedding.precision import read_rows
 from recsys.embedding.table import Store
 
 
@@ -98,10 +99,13 @@ class PlainStores(StoreBackend):
     def __init__(
         self, stores: Sequence[Store], weights: Mapping[str, Tensor], optimizer: TableOptimizer | None
     ) -> None:
-        """weights: store name -> [n, d], used without a copy."""
+        """weights: store name -> [n, d], used without a copy; served ones may be packed, and then do not train."""
         super().__init__(stores)
         self.optimizer = optimizer
-        self._weights = {name: nn.Parameter(weights[name]) for name in self.stores}
+        self._weights = {
+            name: nn.Parameter(weights[name], requires_grad=weights[name].dtype == torch.float32)
+            for name in self.stores
+        }
         self._state: dict[str, dict[str, Tensor]] = {}
         if optimizer is None:
             for name, weight in self._weights.items():
@@ -111,13 +115,15 @@ class PlainStores(StoreBackend):
             self._hook_updates()
 
     def lookup(self, requests: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """One `F.embedding` per store over all its requests."""
+        """One lookup per store over all its requests."""
         return {store: self._lookup(store, rows) for store, rows in requests.items()}
 
     def _lookup(self, store: str, requests: Sequence[Tensor]) -> list[Tensor]:
-        sparse = self.optimizer is not None and self.optimizer.sparse
-        rows = flat_rows(requests)
-        return split_vectors(F.embedding(rows, self._weights[store], sparse=sparse), requests)
+        rows, weight = flat_rows(requests), self._weights[store]
+        if self.optimizer is not None:
+            return split_vectors(F.embedding(rows, weight, sparse=self.optimizer.sparse), requests)
+        declared = self.stores[store]
+        return split_vectors(read_rows(weight, rows, declared.precision, declared.embedding_dim), requests)
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters' values."""

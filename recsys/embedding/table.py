@@ -4,24 +4,25 @@
 
 A table says which rows it reads and what it makes of them; it holds no weights of a store. Stores belong to the
 collection, which keeps them in plain tensors, in fbgemm's fused op or sharded over ranks; so a method that fits this
-form has all of these without a line of its own. `DenseTable`, one row per id, is the table without compression.
+form has all of these without a line of its own.
 
 Shapes: N flat ids, P accesses of one store per id, d width of a store, D width of the finished vector.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from features.hashes import hash64
 from features.values import Value
-from features.vocab import hash64
+from recsys.embedding.precision import Precision, read_rows, row_bytes
+from recsys.phases import Phase
 
 BLOCK_ROWS = 4096
 
@@ -65,10 +66,11 @@ Init = Annotated[Uniform | Normal | Constant, Field(discriminator="kind")]
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """A physical table of float32 rows, owned by the collection and read by one table or by many.
+    """A physical table of rows, owned by the collection and read by one table or by many.
 
-    training_only: what a method needs while it trains but does not serve; no frozen table may read it.
-    Memory: num_embeddings x embedding_dim x 4 bytes.
+    It trains in float32; precision is that of the rows that are served. training_only: what a method needs while it
+    trains but does not serve; no frozen table may read it.
+    Memory: num_embeddings x embedding_dim x 4 bytes in training, num_embeddings x row_bytes(...) when served.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Store:
     embedding_dim: int
     init: Uniform | Normal | Constant = field(default_factory=Uniform)
     training_only: bool = False
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.num_embeddings < 1 or self.embedding_dim < 1:
@@ -84,8 +87,8 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its float32 values, without padding."""
-        return self.num_embeddings * self.embedding_dim * 4
+        """Bytes of its rows as they are served."""
+        return self.num_embeddings * row_bytes(self.embedding_dim, self.precision)
 
     def initialise(self, rows: Tensor, seed: int, start: int = 0) -> None:
         """Write the initial values of rows start, start + 1, ... into `rows` [n, d], a view of any layout.
@@ -112,8 +115,14 @@ class EmbeddingTable(nn.Module, ABC):
 
     `rows` is a pure function of the ids and of buffers. `combine` may use dense parameters of the module (projections,
     gates), which train as any dense parameter does. num_embeddings: ids lie in [0, num_embeddings); None: any int64 is
-    an id. Subclasses that hold tensors which are neither saved nor served register them as non-persistent buffers.
+    an id. Persistent buffers are saved, served and counted: salts, remaps, codes, all that a seed or training decided.
+    What follows from `settings` is a non-persistent one.
+
+    Optional: `on_step` and `penalty`, called in training, `freeze` where the serving form is another one, and one_rank:
+    why the method cannot train over several ranks ("" = it can), for instance because a rank would need all rows.
     """
+
+    one_rank: ClassVar[str] = ""
 
     def __init__(self, name: str, stores: Sequence[Store], embedding_dim: int, num_embeddings: int | None) -> None:
         super().__init__()
@@ -136,17 +145,54 @@ class EmbeddingTable(nn.Module, ABC):
         Raises ValueError naming the table and the id when an id is out of range.
         """
         check_ids(ids, self.num_embeddings, f"table {self.name!r}")
-        rows = self.rows(ids)
-        vectors = {store: F.embedding(found, stores[store]) for store, found in rows.items()}
+        declared = {store.name: store for store in self.stores}
+        vectors = {
+            name: read_rows(stores[name], rows, declared[name].precision, declared[name].embedding_dim)
+            for name, rows in self.rows(ids).items()
+        }
         return self.combine(vectors, ids)
 
+    # --- while it trains ---
+
+    def on_step(self, weights: Mapping[str, Tensor], touched: Mapping[str, Tensor]) -> None:
+        """Called after every update in training, to prune, clip or round.
+
+        weights: store -> its live values [n, d]. touched: store -> the rows that the step read, flat, with repeats.
+        What it counts (steps) belongs into a persistent buffer, so that a resumed run goes on alike.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """A scalar added to the loss of a step, made of what the last `combine` in training saw; None adds nothing."""
+        return None
+
+    # --- when it serves ---
+
     def freeze(self, stores: Mapping[str, Tensor]) -> tuple["EmbeddingTable", dict[str, Tensor]]:
-        """The serving form: a table, and the arrays of the stores that it reads, from the trained weights.
+        """The serving form: a table, and the float32 arrays [n, d] of the stores that it reads, from trained weights.
 
         Default: a copy of itself over the same stores. A method whose serving form differs from its training form
-        (pruned, quantised, without its training-only stores) overrides this.
+        (pruned, merged, without its training-only stores) overrides this. The collection packs the arrays to the
+        precision of the frozen table's stores.
         """
         return deepcopy(self), {store.name: stores[store.name] for store in self.stores}
+
+    def settings(self) -> dict[str, Any]:
+        """JSON values from which `from_settings` makes this table again, but for the tensors of its `state_dict`.
+
+        Default: the arguments of this class's constructor. A class with another constructor overrides both.
+        """
+        return {
+            "name": self.name,
+            "stores": [store.name for store in self.stores],
+            "embedding_dim": self.embedding_dim,
+            "num_embeddings": self.num_embeddings,
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], stores: Mapping[str, Store]) -> Self:
+        """The table of these settings over these stores; parameters and persistent buffers are loaded afterwards."""
+        own = [stores[name] for name in settings["stores"]]
+        return cls(settings["name"], own, settings["embedding_dim"], settings["num_embeddings"])
 
 
 def check_ids(ids: Tensor, num_embeddings: int | None, what: str) -> None:
@@ -176,60 +222,60 @@ class Reader:
     counts: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The tables of one specification within a run: what a method that trains in stages does its searching with.
+
+    tables: reader -> its table. weights(): store -> its live values [n, d], float32; writing changes the store.
+    evaluate(): the validation metrics of the model as it stands; None without a validation split. metric: the one that
+        counts, and whether higher_is_better. restart(): all weights, dense and of stores, go back to their initial
+        values and all optimizers forget; what tables found, their buffers, stays.
+    """
+
+    tables: Mapping[str, EmbeddingTable]
+    weights: Callable[[], Mapping[str, Tensor]]
+    evaluate: Callable[[], Mapping[str, float]] | None
+    metric: str
+    higher_is_better: bool
+    restart: Callable[[], None]
+    seed: int
+
+    def score(self) -> float:
+        """The validation metric now, higher being better. Raises ValueError without a validation split."""
+        if self.evaluate is None:
+            names = sorted(self.tables)
+            raise ValueError(f"the tables of {names} search by a validation metric: give data.split.validation")
+        value = self.evaluate()[self.metric]
+        return value if self.higher_is_better else -value
+
+
 class TableSpec(Value, ABC):
-    """What a config says of a table: a frozen value object that builds one table per reader."""
+    """What a config says of a table: a frozen value object that builds one table per reader.
+
+    precision: of the rows that are served; training is in float32. Budgets count bytes at this precision.
+    """
+
+    precision: Precision = "float32"
 
     @abstractmethod
-    def build(self, name: str, readers: Sequence[Reader]) -> dict[str, EmbeddingTable]:
+    def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
         """One table for each reader, by the reader's name.
 
         name: the specification's key, the first part of the names of its stores. readers: in the order of their names.
+        seed: of salts and of initial values of dense parameters, which also depend on names.
         Raises ValueError when the readers or the budget do not suit.
         """
+
+    def schedule(self, phases: Sequence[Phase], search: Search) -> list[Phase]:
+        """The phases of a training whose tables follow this specification; a method that searches adds its own.
+
+        Called when a run starts and whenever it resumes: the same phases each time, and nothing is changed by the call.
+        """
+        return list(phases)
 
     def max_bytes(self, name: str, readers: Sequence[Reader]) -> int | None:
         """The most bytes that the served tables of these readers take together; None where nothing is promised."""
         return None
-
-
-class DenseTable(TableSpec):
-    """One row per id: no collision, no compression. One store "<specification>.<vocabulary>" per vocabulary.
-
-    Every vector is embedding_dim wide; a feature's `chunks` concern multiplexed tables and change nothing here, so that
-    one schema serves both. Memory: sum of num_embeddings x embedding_dim x 4 bytes.
-
-        DenseTable(embedding_dim=16, init=Normal(std=0.01))
-    """
-
-    embedding_dim: int = Field(ge=1)
-    init: Init = Uniform()
-
-    def build(self, name: str, readers: Sequence[Reader]) -> dict[str, EmbeddingTable]:
-        """One table over a store of its own per reader; every reader must know its number of ids."""
-        return {reader.name: self._table(name, reader) for reader in readers}
-
-    def _table(self, name: str, reader: Reader) -> "RowPerId":
-        count = known_num_embeddings(name, "dense", reader)
-        store = Store(
-            name=f"{name}.{reader.name}", num_embeddings=count, embedding_dim=self.embedding_dim, init=self.init
-        )
-        return RowPerId(reader.salt, store)
-
-
-class RowPerId(EmbeddingTable):
-    """The row of an id is the id: the vector of id i is row i of its store."""
-
-    def __init__(self, name: str, store: Store) -> None:
-        super().__init__(name, [store], store.embedding_dim, store.num_embeddings)
-        self.store = store.name
-
-    def rows(self, ids: Tensor) -> dict[str, Tensor]:
-        """The ids, one access each."""
-        return {self.store: ids.unsqueeze(1)}  # [N, 1]
-
-    def combine(self, vectors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-        """The one vector of each id."""
-        return vectors[self.store].squeeze(1)  # [N, D]
 
 
 def known_num_embeddings(table: str, method: str, reader: Reader) -> int:

@@ -16,8 +16,8 @@ from torch import Tensor
 from features.batch import Batch, Jagged
 from recsys.config import ModelConfig
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import Adam
-from recsys.embedding.table import DenseTable
 from recsys.laws.checkerboard import INPUTS, NUM_USERS, Checkerboard, held_out_item
 from recsys.models import Model, make_model, model_class
 from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Retriever

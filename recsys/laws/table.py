@@ -8,36 +8,72 @@ parity tests, and whether a table is good for a model of none.
 Shapes: B rows, N flat ids, P accesses of a store per id, D width of a vector.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from features.batch import Batch, Jagged
-from features.encoder import Encoder
-from features.spec import FeatureSchema, FeatureSpec
+from features.batch import Jagged
+from recsys.compression.adaptive import AdaptTable
+from recsys.compression.codebook import CodebookTable
+from recsys.compression.dedup import DedupTable
+from recsys.compression.factorized import CompositionalTable
+from recsys.compression.hashing import HashTable
+from recsys.compression.mixed_dim import MixedDimTable
+from recsys.compression.pruning import PrunedTable
+from recsys.compression.robe import RobeTable
+from recsys.compression.supernet import SearchedTable
+from recsys.compression.tensor_train import TensorTrainTable
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.dense import DenseTable
+from recsys.embedding.frozen import describe_tables, rebuild_tables
 from recsys.embedding.layout import readers_by_table
-from recsys.embedding.optimizers import SGD, RowWiseAdagrad, TableOptimizer
-from recsys.embedding.table import DenseTable, EmbeddingTable, TableSpec
+from recsys.embedding.optimizers import SGD, RowWiseAdagrad
+from recsys.embedding.precision import PRECISIONS, unpack
+from recsys.embedding.table import EmbeddingTable, TableSpec
 from recsys.embedding.unified import UnifiedTable
+from recsys.laws.small_schema import (
+    FEATURES,
+    NUM_ROWS,
+    at_precision,
+    build,
+    encoder,
+    fixed,
+    flat,
+    ids_of,
+    names_of,
+    small_batch,
+    tables_and_ids,
+    train,
+    vectors_of,
+)
 
 Law = Callable[[TableSpec], None]
 
-NUM_USERS, NUM_ITEMS, NUM_TAGS, NUM_ROWS = 40, 60, 7, 64
-FEATURES = (
-    FeatureSpec(name="user", table="ids"),
-    FeatureSpec(name="item", table="ids", chunks=2),
-    FeatureSpec(name="seen", kind="id_list", vocabulary="item", table="ids", chunks=2, pooling="none"),
-    FeatureSpec(name="tags", kind="id_list", table="ids", pooling="mean"),
-    FeatureSpec(name="interests", kind="id_score_list", vocabulary="tags", table="ids", pooling="sum"),
-)
 CASES: Mapping[str, TableSpec] = {
     "dense": DenseTable(embedding_dim=6),
     "unified": UnifiedTable(num_embeddings=50, chunk_dim=6),
     "unified, a share": UnifiedTable(budget="30%", chunk_dim=3, chunks=2),
     "unified, not multiplexed": UnifiedTable(budget="2kB", chunk_dim=6, multiplexed=False),
+    "unified, int4": UnifiedTable(budget="30%", chunk_dim=3, chunks=2, precision="int4"),
+    "hash": HashTable(embedding_dim=6, budget="30%"),
+    "compo": CompositionalTable(embedding_dim=6, budget="60%"),
+    "compo, sum": CompositionalTable(embedding_dim=6, budget="60%", operation="sum"),
+    "ttrec": TensorTrainTable(embedding_dim=6, budget="40%"),
+    "ttrec, more rows": TensorTrainTable(embedding_dim=6, budget="80%", max_rank=2),
+    "robe": RobeTable(embedding_dim=6, budget="30%", num_chunks=3),
+    "adapt": AdaptTable(embedding_dim=6, budget="30%"),
+    "mde": MixedDimTable(embedding_dim=6, budget="50%"),
+    "dedup": DedupTable(embedding_dim=6, budget="50%"),
+    "dedup, single rows": DedupTable(embedding_dim=6, block_rows=1),
+    "mgqe": CodebookTable(embedding_dim=6, parts=2, num_centroids=8, rare_centroids=4),
+    "mgqe, a share": CodebookTable(embedding_dim=6, budget="60%", num_centroids=8, rare_centroids=2, frequent=0.3),
+    "deeplight": PrunedTable(embedding_dim=6, budget="50%"),
+    "deeplight, a small share": PrunedTable(embedding_dim=6, budget="15%", precision="float16"),
+    "optembed": SearchedTable(embedding_dim=6),
+    "optembed, a share": SearchedTable(embedding_dim=6, budget="40%"),
 }
 
 
@@ -50,6 +86,8 @@ def verdicts(spec: TableSpec) -> dict[str, str]:
             found[name] = ""
         except AssertionError as broken:
             found[name] = str(broken)
+        except (ValueError, TypeError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
     return found
 
 
@@ -58,7 +96,7 @@ def verdicts(spec: TableSpec) -> dict[str, str]:
 
 def rows_are_a_function_of_the_id(spec: TableSpec) -> None:
     """`rows` gives int64 [N, P] inside the stores, for each id the same alone as among others."""
-    for table, ids in _tables_and_ids(_build(spec)):
+    for table, ids in tables_and_ids(build(spec)):
         sizes = {store.name: store.num_embeddings for store in table.stores}
         _require(len(sizes) == len(table.stores), f"table {table.name!r} declares a store twice")
         found = table.rows(ids)
@@ -74,11 +112,11 @@ def rows_are_a_function_of_the_id(spec: TableSpec) -> None:
 
 def vectors_are_the_definition(spec: TableSpec) -> None:
     """A lookup gives `forward` of the tables over the stores, [N, D] of the width that they state; none for no ids."""
-    collection = _build(spec)
+    collection = build(spec)
     weights = collection.backend.weights()
-    for feature in _names(collection):
+    for feature in names_of(collection):
         table = collection.table(feature)
-        ids = _ids(collection, feature)
+        ids = ids_of(collection, feature)
         for wanted in (ids, ids[:1], ids[:0], ids.view(-1, 1)):
             found = collection.lookup({"it": (feature, wanted)})["it"]
             shape = (*wanted.shape, collection.embedding_dim(feature))
@@ -88,34 +126,36 @@ def vectors_are_the_definition(spec: TableSpec) -> None:
 
 def same_id_same_vector(spec: TableSpec) -> None:
     """In evaluation the vector of an id depends on nothing else: neither place, nor other ids, nor who asks."""
-    collection = _build(spec).eval()
-    for feature in _names(collection):
-        ids = _ids(collection, feature)
+    collection = build(spec).eval()
+    for feature in names_of(collection):
+        ids = ids_of(collection, feature)
         found = collection.lookup({"there": (feature, ids), "back": (feature, ids.flip(0)), "one": (feature, ids[:1])})
         _same(found["there"], found["back"].flip(0), f"of {feature!r} in another order")
         _same(found["there"][:1], found["one"], f"of {feature!r} alone")
         _same(found["there"], collection.lookup({"": (feature, ids)})[""], f"of {feature!r} asked again")
-    items = _ids(collection, "item")
+    items = ids_of(collection, "item")
     shared = collection.lookup({"item": ("item", items), "seen": ("seen", items)})
     _same(shared["item"], shared["seen"], "of one vocabulary by two features")
 
 
 def order_changes_nothing(spec: TableSpec) -> None:
     """Rows of the batch in another order give the same vectors in that order; features in another order the same."""
-    batch, order = _batch(), torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(3))
-    collection = _build(spec).eval()
-    expected = _flat(collection(batch.select(order)), _names(collection))
-    found = _flat({name: _rows_of(column, order) for name, column in collection(batch).items()}, _names(collection))
+    batch, order = small_batch(), torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(3))
+    collection = build(spec).eval()
+    expected = flat(collection(batch.select(order)), names_of(collection))
+    found = flat({name: _rows_of(column, order) for name, column in collection(batch).items()}, names_of(collection))
     _same(found, expected, "of permuted rows")
-    turned = _build(spec, features=FEATURES[::-1]).eval()
-    _same(_flat(turned(batch), _names(collection)), _flat(collection(batch), _names(collection)), "of turned features")
+    turned = build(spec, features=FEATURES[::-1]).eval()
+    _same(
+        flat(turned(batch), names_of(collection)), flat(collection(batch), names_of(collection)), "of turned features"
+    )
 
 
 def out_of_range_ids_are_refused(spec: TableSpec) -> None:
     """An id below 0 or beyond the vocabulary is a ValueError that names the feature and the id."""
-    collection = _build(spec)
-    for feature in _names(collection):
-        for wrong in (-1, _encoder().num_embeddings(feature) or 0):
+    collection = build(spec)
+    for feature in names_of(collection):
+        for wrong in (-1, encoder().num_embeddings(feature) or 0):
             _refuses(collection, feature, torch.tensor([0, wrong]), str(wrong))
 
 
@@ -124,8 +164,8 @@ def out_of_range_ids_are_refused(spec: TableSpec) -> None:
 
 def gradients_are_those_of_the_definition(spec: TableSpec) -> None:
     """`combine` is differentiable, and its gradient is what finite differences in double precision say."""
-    collection = _build(spec)
-    for table, ids in _tables_and_ids(collection):
+    collection = build(spec)
+    for table, ids in tables_and_ids(collection):
         for name, along, slope in _slopes(table, ids, collection.backend.weights()):
             close = abs(slope - along) <= 1e-4 * max(1.0, abs(slope))
             _require(
@@ -135,9 +175,9 @@ def gradients_are_those_of_the_definition(spec: TableSpec) -> None:
 
 def every_parameter_is_trained(spec: TableSpec) -> None:
     """One step over all ids changes every store that is read, and gives every dense parameter a gradient."""
-    collection = _build(spec, SGD(lr=0.5))
+    collection = build(spec, SGD(lr=0.5))
     before = {name: weight.clone() for name, weight in collection.backend.weights().items()}
-    _train(collection, steps=1)
+    train(collection, steps=1)
     for name, weight in collection.backend.weights().items():
         _require(not torch.equal(weight, before[name]), f"store {name!r} is not changed by a step over all ids")
     for name, parameter in collection.named_parameters():
@@ -146,7 +186,7 @@ def every_parameter_is_trained(spec: TableSpec) -> None:
 
 def only_read_rows_are_touched(spec: TableSpec) -> None:
     """A step changes no row of a store but those that its ids read."""
-    collection = _build(spec, RowWiseAdagrad(lr=0.5))
+    collection = build(spec, RowWiseAdagrad(lr=0.5))
     before = {name: weight.clone() for name, weight in collection.backend.weights().items()}
     ids = torch.tensor([1, 3])
     vectors = collection.lookup({"": ("item", ids)})[""]
@@ -159,41 +199,81 @@ def only_read_rows_are_touched(spec: TableSpec) -> None:
 
 
 def state_round_trips(spec: TableSpec) -> None:
-    """`state` and `state_dict` carry a trained collection into another, which then trains on alike."""
-    collection, other = _build(spec, RowWiseAdagrad(lr=0.1)), _build(spec, RowWiseAdagrad(lr=0.1), seed=1)
-    _train(collection, steps=2)
+    """`state` and `state_dict` carry a trained collection into one of another seed, which then trains on alike."""
+    collection, other = build(spec, RowWiseAdagrad(lr=0.1)), build(spec, RowWiseAdagrad(lr=0.1), seed=1)
+    train(collection, steps=2)
     other.load_state_dict(collection.state_dict())
     other.load_state({name: tensor.clone() for name, tensor in collection.state().items()})
-    _same(_vectors(other), _vectors(collection), "after loading the state")
+    _same(vectors_of(other), vectors_of(collection), "after loading the state")
     for one in (collection, other):
-        _train(one, steps=1)
-    _same(_vectors(other), _vectors(collection), "a step after loading the state")
+        train(one, steps=1)
+    _same(vectors_of(other), vectors_of(collection), "a step after loading the state")
 
 
 # --- what is served ---
 
 
 def frozen_equals_evaluated(spec: TableSpec) -> None:
-    """`freeze` gives the vectors of evaluation, reads no training-only store, and training goes on without it."""
-    collection = _build(spec, SGD(lr=0.5))
-    _train(collection, steps=1)
-    frozen, expected = collection.freeze(), _vectors(collection)
-    _same(_vectors(frozen), expected, "of the frozen form")
+    """In float32 `freeze` gives the vectors of evaluation, reads no training-only store, and training goes on alike."""
+    collection = build(at_precision(spec, "float32"), SGD(lr=0.5))
+    train(collection, steps=1)
+    frozen, expected = collection.freeze(), vectors_of(collection)
+    _same(vectors_of(frozen), expected, "of the frozen form")
     only = sorted(store.name for store in frozen.stores.values() if store.training_only)
     _require(not only, f"the frozen form reads training-only stores {only}")
-    _train(collection, steps=1)
-    _same(_vectors(frozen), expected, "of the frozen form after further training")
+    train(collection, steps=1)
+    _same(vectors_of(frozen), expected, "of the frozen form after further training")
+
+
+def served_rows_have_the_precision(spec: TableSpec) -> None:
+    """At every precision the frozen form reads its packed rows as `forward` reads what these rows stand for.
+
+    A method may refuse a precision, with a ValueError that names it.
+    """
+    for precision in PRECISIONS:
+        try:
+            frozen = build(at_precision(spec, precision)).freeze()
+        except ValueError as error:
+            _require(precision in str(error), f"precision {precision!r} is refused without being named: {error}")
+            continue
+        weights = frozen.backend.weights()
+        for store in frozen.stores.values():
+            stated = store.num_bytes
+            _require(weights[store.name].nbytes == stated, f"store {store.name!r} is not of the {stated} bytes it says")
+        meant = {
+            name: unpack(weight, frozen.stores[name].precision, frozen.stores[name].embedding_dim)
+            for name, weight in weights.items()
+        }
+        for table, ids in tables_and_ids(frozen):
+            feature = next(name for name in names_of(frozen) if frozen.table(name) is table)
+            found = frozen.lookup({"": (feature, ids)})[""]
+            _same(found, table(ids, meant), f"of {feature!r}, served in {precision} and defined,")
+
+
+def record_rebuilds_what_is_served(spec: TableSpec) -> None:
+    """The frozen form comes back from its record, through JSON, and its tensors, without the specification."""
+    collection = build(spec, SGD(lr=0.5))
+    train(collection, steps=1)
+    frozen = collection.freeze()
+    record = json.loads(json.dumps(describe_tables(frozen)))
+    tensors = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
+    again = rebuild_tables(record, frozen.schema, tensors, allowed=None)
+    _same(vectors_of(again), vectors_of(frozen), "of the rebuilt served form")
+    _require(again.num_bytes() == frozen.num_bytes(), "the rebuilt served form has other bytes")
 
 
 def bytes_are_measured(spec: TableSpec) -> None:
-    """What is served takes `num_bytes`, no tensor uncounted, and at most the specification's `max_bytes`."""
-    collection = _build(spec)
-    frozen = collection.freeze()
+    """What is served takes `num_bytes`, no tensor uncounted or there twice, and at most the `max_bytes` promised."""
+    collection = build(spec)
+    try:
+        frozen = collection.freeze()
+    except ValueError as error:
+        raise AssertionError(f"the frozen form cannot be counted: {error}") from None
     derived = {id(tensor) for tensor in _derived(frozen)}
     held = {tensor.data_ptr(): tensor.nbytes for tensor in _held(frozen, set()) if id(tensor) not in derived}
     counted = collection.num_bytes()
     _require(sum(held.values()) == counted, f"num_bytes is {counted}, the frozen form holds {sum(held.values())}")
-    most = spec.max_bytes("ids", list(readers_by_table(_encoder())["ids"]))
+    most = spec.max_bytes("ids", list(readers_by_table(encoder())["ids"]))
     _require(most is None or counted <= most, f"{counted} bytes are served, the budget is {most}")
 
 
@@ -210,91 +290,18 @@ LAWS: Mapping[str, Law] = {
         only_read_rows_are_touched,
         state_round_trips,
         frozen_equals_evaluated,
+        served_rows_have_the_precision,
+        record_rebuilds_what_is_served,
         bytes_are_measured,
     )
 }
 
 
-# --- the small schema ---
-
-
-def _encoder(features: Sequence[FeatureSpec] = FEATURES) -> Encoder:
-    schema = FeatureSchema(name="laws", features=tuple(features))
-    sizes = {"user": NUM_USERS, "item": NUM_ITEMS, "tags": NUM_TAGS}
-    counts = {name: (list(range(size)), [1 + size - raw for raw in range(size)]) for name, size in sizes.items()}
-    return Encoder.from_counts(schema, counts)
-
-
-def _build(
-    spec: TableSpec,
-    optimizer: TableOptimizer | None = None,
-    *,
-    seed: int = 0,
-    features: Sequence[FeatureSpec] = FEATURES,
-) -> EmbeddingCollection:
-    return EmbeddingCollection(_encoder(features), {"ids": spec}, backend="plain", optimizer=optimizer, seed=seed)
-
-
-def _batch() -> Batch:
-    """Every id of every feature stands in it; some lists are empty."""
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.arange(NUM_ROWS)
-    lengths = torch.randint(0, 4, (NUM_ROWS,), generator=generator)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    values = torch.arange(int(offsets[-1]))
-    tags = Jagged(values=values % (NUM_TAGS + 1), offsets=offsets)
-    scores = Jagged(values=tags.values, offsets=offsets, weights=torch.rand(len(values), generator=generator))
-    seen = Jagged(values=values % (NUM_ITEMS + 1), offsets=offsets)
-    features = {"user": numbers % (NUM_USERS + 1), "item": numbers % (NUM_ITEMS + 1)}
-    return Batch(features=features | {"seen": seen, "tags": tags, "interests": scores})
-
-
-def _names(collection: EmbeddingCollection) -> list[str]:
-    return sorted(spec.name for spec in collection.schema.inputs)
-
-
-def _ids(collection: EmbeddingCollection, feature: str) -> Tensor:
-    column = _batch()[feature]
-    ids: Tensor = (column.values if isinstance(column, Jagged) else column).unique()
-    return ids
-
-
-def _tables_and_ids(collection: EmbeddingCollection) -> Iterator[tuple[EmbeddingTable, Tensor]]:
-    for feature in ("user", "item", "tags"):
-        yield collection.table(feature), _ids(collection, feature)
-
-
-# --- training and comparing ---
-
-
-def _train(collection: EmbeddingCollection, steps: int) -> None:
-    """Steps of a loss that pulls every vector somewhere else."""
-    for _ in range(steps):
-        vectors = _flat(collection(_batch()), _names(collection))
-        (vectors * _fixed(len(vectors), seed=4)).sum().backward()
-
-
-@torch.no_grad()
-def _vectors(collection: EmbeddingCollection) -> Tensor:
-    training = collection.training
-    found = _flat(collection.eval()(_batch()), _names(collection))
-    collection.train(training)
-    return found
-
-
-def _flat(vectors: Mapping[str, Tensor | Jagged], names: Sequence[str]) -> Tensor:
-    """All numbers of all features in one row."""
-    columns = [vectors[name] for name in names]
-    flat: list[Tensor] = [(column.values if isinstance(column, Jagged) else column).flatten() for column in columns]
-    return torch.cat(flat)
+# --- comparing ---
 
 
 def _rows_of(column: Tensor | Jagged, rows: Tensor) -> Tensor | Jagged:
     return column.select(rows) if isinstance(column, Jagged) else column[rows]
-
-
-def _fixed(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _slopes(
@@ -303,12 +310,12 @@ def _slopes(
     """For each store and parameter: the slope along a fixed direction by gradient, and by central differences."""
     exact = deepcopy(table).double().eval()
     stores = {store.name: weights[store.name].double().requires_grad_() for store in table.stores}
-    pull = _fixed(len(ids), table.embedding_dim, seed=1).double()
+    pull = fixed(len(ids), table.embedding_dim, seed=1).double()
     point = {**stores, **dict(exact.named_parameters())}
     value = (exact(ids, stores) * pull).sum()
     grads = torch.autograd.grad(value, list(point.values()), allow_unused=True, materialize_grads=True)
     for (name, tensor), grad in zip(point.items(), grads, strict=True):
-        direction, here = _fixed(*tensor.shape, seed=2).double(), tensor.detach().clone()
+        direction, here = fixed(*tensor.shape, seed=2).double(), tensor.detach().clone()
         ends = []
         for sign in (1, -1):
             with torch.no_grad():

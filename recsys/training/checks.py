@@ -11,6 +11,7 @@ import torch
 from recsys import distributed
 from recsys.compression import make_specs, make_table_optimizer
 from recsys.config import ConfigError, RunConfig, TrainingConfig
+from recsys.embedding.table import TableSpec
 from recsys.models import model_class, model_options
 from recsys.models.interface import ClosedForm
 
@@ -21,7 +22,12 @@ def check_settings(config: RunConfig) -> None:
     Wrong is a model, table or setting that does not exist, one without effect, and a device that is not there.
     """
     model_options(config.model)
-    make_specs(config.tables.specs)
+    specs = make_specs(config.tables.specs)
+    searching = [name for name, spec in specs.items() if type(spec).schedule is not TableSpec.schedule]
+    if config.training.refit and searching:
+        raise ConfigError(
+            f"training.refit cannot be used with table {searching[0]!r}, which trains in stages of its own; remove it"
+        )
     make_table_optimizer(config.optimizer.tables)
     training, backend = config.training, config.tables.backend
     if issubclass(model_class(config.model.name), ClosedForm):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.table import EmbeddingTable
 from recsys.phases import Phase
 from recsys.training.checkpoint import Checkpoints
 
@@ -53,6 +54,27 @@ def load_training(model: nn.Module, phases: Sequence[Phase], checkpoints: Checkp
     load_model(model, checkpoints, tag)
     checkpoints.load(tag, into=table_tensors(model), prefix=TABLES)
     _load_dense(model, phases, checkpoints.load(tag, prefix=DENSE))
+
+
+def restart(model: nn.Module, fresh: nn.Module, phases: Sequence[Phase]) -> None:
+    """Give `model` the weights of `fresh`, a new one of the same config, and let every optimizer forget.
+
+    Buffers of tables stay: what a search found is kept for the training that follows it.
+    """
+    kept = {
+        f"{MODEL}{prefix}.{name}"
+        for prefix, table in model.named_modules()
+        if isinstance(table, EmbeddingTable)
+        for name, _ in table.named_buffers()
+    }
+    initial = model_tensors(fresh) | table_tensors(fresh)
+    with torch.no_grad():
+        for name, tensor in (model_tensors(model) | table_tensors(model)).items():
+            if name not in kept:
+                tensor.copy_(initial[name])
+    for phase in phases:
+        for optimizer in phase.optimizers:
+            optimizer.state.clear()
 
 
 def _load_dense(model: nn.Module, phases: Sequence[Phase], saved: Mapping[str, Tensor]) -> None:

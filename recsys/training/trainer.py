@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from features.batch import Batch
 from recsys import distributed
+from recsys.embedding.collection import EmbeddingCollection, NonFiniteGradientError
 from recsys.phases import Phase, Step
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, table_tensors
@@ -98,6 +99,16 @@ class _Agreed:
     save: bool
 
 
+def evaluated(model: nn.Module, evaluate: Evaluate) -> Mapping[str, float]:
+    """The metrics of the model in eval mode, without gradient, the same on all ranks; it returns to its mode."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        metrics: Mapping[str, float] = distributed.broadcast_object(dict(evaluate()))  # a last bit apart, ranks part
+    model.train(training)
+    return metrics
+
+
 class Trainer:
     """Runs phases over a model. `fit()` goes from the last checkpoint, if there is one, to the end.
 
@@ -120,6 +131,7 @@ class Trainer:
         self.settings = settings
         self.evaluate = evaluate
         self.observers = tuple(observers)
+        self.collections = [module for module in model.modules() if isinstance(module, EmbeddingCollection)]
         self.progress = Progress()
         self._saved_at = time.monotonic()
         self._stop_asked = False
@@ -154,7 +166,7 @@ class Trainer:
 
     def _end_phase(self, phase: Phase) -> None:
         """Go back to the phase's best weights, let it end, and note that it has; a kill before that repeats this."""
-        if self.settings.keep_best and self.progress.best is not None:
+        if self.settings.keep_best and phase.keep_best and self.progress.best is not None:
             load_model(self.model, self.checkpoints, "best")
         if phase.on_end is not None:
             phase.on_end()
@@ -191,9 +203,7 @@ class Trainer:
         due = epochs % self.settings.evaluate_every == 0 or epochs == phase.until.max_epochs
         if self.evaluate is None or not due:
             return
-        self.model.eval()
-        with torch.no_grad():
-            metrics = distributed.broadcast_object(dict(self.evaluate()))  # a last bit apart, and ranks part ways
+        metrics = evaluated(self.model, self.evaluate)
         better = self._is_better(metrics)
         record = {"phase": float(self.progress.phase), "epoch": float(epochs), **metrics}
         self._advance(history=(*self.progress.history, record), evaluated=True)
@@ -203,7 +213,7 @@ class Trainer:
             self._advance(since_best=self.progress.since_best + 1)
         for observer in self.observers:
             observer.on_evaluation(self.progress, metrics, better)
-        if better and self.settings.keep_best:
+        if better and self.settings.keep_best and phase.keep_best:
             self.save("best")
         self.save()
         if distributed.any_rank(self._stop_asked):
@@ -238,9 +248,20 @@ class Trainer:
         objective = local * (distributed.world_size() / agreed.weight)
         if phase.penalty is not None:
             objective = objective + phase.penalty(batch, step)
-        objective.backward()
+        for collection in self.collections:
+            if (penalty := collection.penalty()) is not None:
+                objective = objective + penalty
+        self._backward(objective, phase, step)
         self._update_dense(phase, step)
+        for collection in self.collections:
+            collection.on_step()
         return agreed
+
+    def _backward(self, objective: Tensor, phase: Phase, step: Step) -> None:
+        try:
+            objective.backward()
+        except NonFiniteGradientError as error:
+            raise ValueError(f"{error} {self._place(phase, step)}") from None
 
     def _update_dense(self, phase: Phase, step: Step) -> None:
         parameters = [p for optimizer in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
@@ -264,10 +285,13 @@ class Trainer:
 
     def _check_finite(self, value: float, phase: Phase, step: Step, what: str = "loss") -> None:
         if not math.isfinite(value):
-            raise ValueError(
-                f"the {what} is {value} in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for "
-                "a too high learning rate or for NaN in the features; the checkpoint before it is kept"
-            )
+            raise ValueError(f"the {what} is {value} {self._place(phase, step)}")
+
+    def _place(self, phase: Phase, step: Step) -> str:
+        return (
+            f"in phase {phase.name!r}, epoch {step.epoch}, batch {step.index}: look for a too high learning rate or "
+            "for NaN in the features; the checkpoint before it is kept"
+        )
 
     # --- state ---
 

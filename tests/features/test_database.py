@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from features.database import Database, mix64_column, quoted, text
-from features.vocab import mix64
+from features.hashes import mix64
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from features.batch import Jagged
 from features.encoder import Encoder, Statistic
+from features.hashes import hash64, mix64
 from features.spec import FeatureSchema, parse_schema
-from features.vocab import Vocabulary, hash64, mix64
+from features.vocab import Vocabulary
 
 Json = dict[str, Any]
 

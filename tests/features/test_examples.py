@@ -16,11 +16,11 @@ from features.database import Database
 from features.encoder import Encoder
 from features.entities import EntityTable
 from features.examples import RESERVED, Learned, check_examples, keeps_histories, write_examples, write_histories
+from features.hashes import hash64
 from features.histories import Histories
 from features.log_columns import CODE, EXAMPLE, GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, label_column
 from features.source_files import SPLITS
 from features.spec import FeatureSchema, parse_schema
-from features.vocab import hash64
 
 ID = {"table": "ids"}
 FEATURES: dict[str, Any] = {

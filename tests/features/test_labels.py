@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.hashes import hash64
 from features.labels import read_group, read_labels, read_weights
 from features.spec import FeatureSchema, LabelSpec
-from features.vocab import hash64
 
 STARS = LabelSpec(name="good", column="stars", positive_from=4, dropped=(3,))
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.database import Database
-from features.source_files import SPLIT
+from features.source_files import ROW, SPLIT
 from features.sources import SOURCES, SourceRequest, make_source, named
-from features.worlds import generate
+from features.worlds import generate, open_world
 
 DATA = os.environ.get("RECSYS_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="RECSYS_DATA is not set")
@@ -130,9 +130,18 @@ def test_world_gives_its_tables(database: Database) -> None:
     assert found == {role: table.to_pylist() for role, table in expected.items()}
 
 
-def test_world_fingerprint_follows_the_seed() -> None:
-    prints = [make_source("world", SourceRequest(path="small", options=o)).fingerprints() for o in ({}, {"seed": 1})]
-    assert prints[0] != prints[1]
+def test_streamed_world_numbers_its_rows_through_all_batches(database: Database) -> None:
+    tables = make_source("world", SourceRequest(path="bigids_small")).read(database)
+    assert list(tables.by_role()) == ["events"]
+    rows = database.fetch(tables.events.rows)
+    assert rows[ROW].to_pylist() == list(range(1, 50_001))
+    assert rows.select(list(tables.events.columns)) == open_world("bigids_small").readers()["events"].read_all()
+
+
+@pytest.mark.parametrize("world", ["small", "bigids_small"])
+def test_world_fingerprint_follows_the_seed(world: str) -> None:
+    prints = [make_source("world", SourceRequest(path=world, options=o)).fingerprints() for o in ({}, {"seed": 1})]
+    assert prints[0] == {"world": open_world(world).content_hash} != prints[1]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 
 from features.data_config import SplitConfig
 from features.database import Database
+from features.hashes import hash64, mix64
 from features.log_columns import CODE, EXAMPLE, NUMBER, TIME
 from features.source_files import SPLIT
 from features.splits import Splitter
-from features.vocab import hash64, mix64
 
 NUM_ROWS = 3000
 

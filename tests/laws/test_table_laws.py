@@ -1,12 +1,13 @@
 """Every table of ours obeys the laws; and a table that breaks one is found out, by name."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from recsys.embedding import TABLES
+from recsys.compression import COMPRESSIONS
 from recsys.embedding.table import EmbeddingTable, Reader, Store, TableSpec
 from recsys.laws.table import CASES, LAWS, verdicts
 
@@ -14,7 +15,7 @@ PAIRS = [pytest.param(law, CASES[name], id=f"{name}-{law}") for name in CASES fo
 
 
 def test_laws_have_a_case_for_every_table() -> None:
-    assert {type(spec) for spec in CASES.values()} >= set(TABLES.values())
+    assert {type(spec) for spec in CASES.values()} >= set(COMPRESSIONS.values())
 
 
 @pytest.mark.parametrize(("law", "spec"), PAIRS)
@@ -36,11 +37,18 @@ class Sound(EmbeddingTable):
     def combine(self, vectors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         return vectors[self.name].squeeze(1) * self.scale
 
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "num_embeddings": self.num_embeddings}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], stores: Mapping[str, Store]) -> Self:
+        return cls(**settings)
+
 
 class SoundSpec(TableSpec):
     kind: type[EmbeddingTable] = Sound
 
-    def build(self, name: str, readers: Sequence[Reader]) -> dict[str, EmbeddingTable]:
+    def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
         return {reader.name: self.kind(f"{name}.{reader.name}", reader.num_embeddings) for reader in readers}  # type: ignore[call-arg,arg-type]
 
 

@@ -206,8 +206,7 @@ class Shop:
         model = self.model(name, **options)
         section = ModelConfig(name=name, options=options)
         export: Callable[..., Roles] = export_ranker if isinstance(model, Ranker) else export_retriever
-        tables = TablesConfig() if isinstance(model, ClosedForm) else TABLES
-        return export(self.store, model=model, model_section=section, tables_section=tables, view=self.view)
+        return export(self.store, model=model, model_section=section, view=self.view)
 
     def bundle(self, *names: str) -> Bundle:
         """A bundle of one or two models."""

@@ -17,7 +17,7 @@ from serving.deadline import Deadline
 from serving.errors import DeadlineExpiredError, InvalidArgumentError, NotServedError
 from serving.pipeline import Pipeline
 from serving.queries import ScoreQuery
-from tests.serving.shop import COLD_ITEM, NEW_USER, NUM_ITEMS, NUM_USERS, TABLES, Shop, ShopView
+from tests.serving.shop import COLD_ITEM, NEW_USER, NUM_ITEMS, NUM_USERS, Shop, ShopView
 
 CONTEXT = {"hour": pa.array([2]), "device": pa.array(["phone"])}
 
@@ -108,7 +108,7 @@ def test_ranker_without_entities_takes_columns(shop: Shop) -> None:
     section = ModelConfig(name="dcn", options={"features": names})
     model = shop.model("dcn", features=names)
     assert isinstance(model, Ranker)
-    roles = export_ranker(shop.store, model=model, model_section=section, tables_section=TABLES, view=view)
+    roles = export_ranker(shop.store, model=model, model_section=section, view=view)
     pipeline = Pipeline.load(shop.store.open(shop.store.publish(roles, config={})))
     rows = {name: shop.events[name].combine_chunks() for name in names}
     expected = model.logits(Batch(features=shop.data.encoder.encode(shop.events, names))).sigmoid().detach().numpy()

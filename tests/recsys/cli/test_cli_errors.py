@@ -75,7 +75,7 @@ def trained(shop: Shop) -> Shop:
         ("traning.batch_size=3", "did you mean 'training'"),
         ("model.hiden=[3]", "did you mean 'hidden'"),
         ("model.name=dcm", "there is no model 'dcm'"),
-        ("tables.ids.method=hash", "there is no table method 'hash'"),
+        ("tables.ids.method=hashed", "there is no table method 'hashed'"),
         ("tables.ids.chunk_dm=3", "did you mean 'chunk_dim'"),
         ("optimizer.tables.name=adam", "no Adam"),
         ("training.metric=recall@20", "recall@20"),

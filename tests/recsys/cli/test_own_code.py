@@ -49,7 +49,7 @@ class Modulo(EmbeddingTable):
 class Folded(TableSpec):
     num_embeddings: int
 
-    def build(self, name, readers):
+    def build(self, name, readers, seed):
         store = Store(name=name, num_embeddings=self.num_embeddings, embedding_dim=4)
         return {reader.name: Modulo(reader.salt, [store], 4, reader.num_embeddings) for reader in readers}
 '''

@@ -11,7 +11,7 @@ from recsys.bundle import BundleError
 from recsys.components import ExportView, export_retriever, load_ranker, load_retriever
 from recsys.config import ConfigError, ModelConfig
 from recsys.models.interface import ClosedForm, Ranker, Retriever
-from tests.serving.shop import NUM_USERS, TABLES, Shop, ShopView
+from tests.serving.shop import NUM_USERS, Shop, ShopView
 
 
 @pytest.mark.parametrize("name", ["mf", "twotower"])
@@ -80,7 +80,7 @@ def test_retriever_without_users_is_refused(shop: Shop) -> None:
     model, section = shop.model("mf"), ModelConfig(name="mf")
     assert isinstance(model, Retriever)
     with pytest.raises(ValueError, match="schema 'shop' has no table of them"):
-        export_retriever(shop.store, model=model, model_section=section, tables_section=TABLES, view=view)
+        export_retriever(shop.store, model=model, model_section=section, view=view)
 
 
 def test_ranker_is_no_retriever(shop: Shop) -> None:

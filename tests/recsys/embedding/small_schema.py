@@ -9,8 +9,9 @@ from torch import Tensor
 from features.batch import Batch, Jagged, offsets_of
 from features.spec import FeatureSchema, parse_schema
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import SGD, Adagrad, RowWiseAdagrad, TableOptimizer
-from recsys.embedding.table import DenseTable, TableSpec
+from recsys.embedding.table import TableSpec
 from recsys.embedding.unified import UnifiedTable
 
 SIZES = {"user": 23, "item": 41, "tag": 5, "bias": 7}

@@ -180,7 +180,8 @@ def test_widths_and_bytes_are_those_of_what_is_served() -> None:
     collection = collection_of("fused", Adagrad(lr=0.1))
     widths = {"user": 16, "item": 10, "history": 10, "tag": 30, "bias": 1, "word": 12, "query": 8}
     assert {name: collection.embedding_dim(name) for name in widths} == widths
-    assert collection.num_bytes() == 4 * (23 * 16 + 41 * 10 + 5 * 30 + 7 * 1 + 19 * 4)
+    salts = 8 * (3 + 2)  # of word and query
+    assert collection.num_bytes() == 4 * (23 * 16 + 41 * 10 + 5 * 30 + 7 * 1 + 19 * 4) + salts
     assert collection.num_bytes() == sum(tensor.nbytes for tensor in collection.freeze().state_dict().values())
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from features.spec import FeatureSchema, parse_schema
+from recsys.embedding.dense import DenseTable
 from recsys.embedding.layout import Layout, readers_by_table
-from recsys.embedding.table import DenseTable, Reader, TableSpec
+from recsys.embedding.table import Reader, TableSpec
 from recsys.embedding.unified import UnifiedTable
 from tests.recsys.embedding.small_schema import SCHEMA, SPECS, Ids
 
@@ -61,7 +62,7 @@ def test_specifications_and_schema_must_name_the_same_tables(specs: dict[str, in
 
 def test_stores_of_one_name_must_be_one_store() -> None:
     class Clash(TableSpec):
-        def build(self, name, readers):  # type: ignore[no-untyped-def]
+        def build(self, name, readers, seed=0):  # type: ignore[no-untyped-def]
             sizes = [Reader(name="all", salt="", num_embeddings=3 + place) for place in range(len(readers))]
             tables = [DenseTable(embedding_dim=2).build(name, [one])["all"] for one in sizes]
             return dict(zip([reader.name for reader in readers], tables, strict=True))

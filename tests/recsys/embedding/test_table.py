@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from recsys.embedding.table import BLOCK_ROWS, Constant, DenseTable, Normal, Reader, Store, Uniform, check_ids
+from recsys.embedding.dense import DenseTable
+from recsys.embedding.table import BLOCK_ROWS, Constant, Normal, Reader, Store, Uniform, check_ids
 
 
 def initial(store: Store, seed: int = 0, start: int = 0, count: int | None = None) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from features.vocab import hash64, mix64
+from features.hashes import hash64, mix64
 from recsys.embedding.table import EmbeddingTable, Reader
 from recsys.embedding.unified import UnifiedTable, slice_rows
 
@@ -23,10 +23,11 @@ def only(spec: UnifiedTable, one: Reader) -> EmbeddingTable:
 
 def test_rows_are_the_stated_hash() -> None:
     ids = [0, 1, -5, 2**62]
-    found = rows(UnifiedTable(num_embeddings=97, seed="x"), torch.tensor(ids), reader("item", chunks=3))["item"]
+    table = UnifiedTable(num_embeddings=97).build("ids", [reader("item", chunks=3)], seed=5)["item"]
+    found = table.rows(torch.tensor(ids))["ids"]
     for place, raw in enumerate(ids):
         for chunk in range(3):
-            salted = (raw + hash64(f"item#{chunk}", salt="x") + 2**63) % 2**64 - 2**63
+            salted = (raw + hash64(f"item#{chunk}", salt="salt#5") + 2**63) % 2**64 - 2**63
             assert int(found[place, chunk]) == mix64(salted, salt=0) % 97
 
 
@@ -53,7 +54,8 @@ def test_rows_do_not_depend_on_other_features_or_their_order() -> None:
 
 def test_rows_follow_the_seed() -> None:
     ids = torch.arange(100)
-    one, other = (rows(UnifiedTable(num_embeddings=97, seed=seed), ids, reader("a"))["a"] for seed in ("", "2"))
+    spec = UnifiedTable(num_embeddings=97)
+    one, other = (spec.build("ids", [reader("a")], seed=seed)["a"].rows(ids)["ids"] for seed in (0, 2))
     assert not torch.equal(one, other)
 
 
@@ -74,24 +76,24 @@ def test_chunks_of_the_table_override_those_of_the_schema() -> None:
     ("spec", "count"),
     [
         (UnifiedTable(num_embeddings=77), 77),
-        (UnifiedTable(budget="25MiB", chunk_dim=16), 25 * 2**20 // 64),
-        (UnifiedTable(budget="158kB", chunk_dim=10, chunks=3), 3950),
+        (UnifiedTable(budget="25MiB", chunk_dim=16), (25 * 2**20 - 16) // 64),
+        (UnifiedTable(budget="158kB", chunk_dim=10, chunks=3), 3948),
         (UnifiedTable(budget="10%", chunk_dim=30), 1317),
-        (UnifiedTable(budget="10%", chunk_dim=10, chunks=3), 3952),
+        (UnifiedTable(budget="10%", chunk_dim=10, chunks=3), 3951),
     ],
 )
 def test_store_is_the_largest_within_the_budget(spec: UnifiedTable, count: int) -> None:
     readers = [reader("user", 6041), reader("movie", 7134)]
     (store,) = spec.build("ids", readers)["user"].stores
     assert store.num_embeddings == count
-    assert store.num_bytes <= spec.max_bytes("ids", readers)
+    assert store.num_bytes + 8 * sum(spec.chunks or one.chunks for one in readers) <= spec.max_bytes("ids", readers)
 
 
 def test_budget_below_one_row_names_the_minimum() -> None:
-    with pytest.raises(ValueError, match=r"table 'ids': 100B is too small, the minimum is 120B: 1 rows of 30 floats"):
+    with pytest.raises(ValueError, match=r"table 'ids': 100B is too small, the minimum is 128B: 1 rows of 30"):
         UnifiedTable(budget="100B", chunk_dim=30).build("ids", [reader("user", 5)])
     twin = UnifiedTable(num_embeddings=2, chunk_dim=4, multiplexed=False)
-    with pytest.raises(ValueError, match=r"num_embeddings = 2 is too small, the minimum is 48B: 3 rows"):
+    with pytest.raises(ValueError, match=r"num_embeddings = 2 is too small, the minimum is 72B: 3 rows"):
         twin.build("ids", [reader(name, 5) for name in "abc"])
 
 

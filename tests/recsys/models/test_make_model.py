@@ -5,7 +5,7 @@ import torch
 
 from recsys.config import ConfigError, ModelConfig
 from recsys.embedding.collection import EmbeddingCollection
-from recsys.embedding.table import DenseTable
+from recsys.embedding.dense import DenseTable
 from recsys.laws.checkerboard import Checkerboard
 from recsys.models import MODELS, make_model, model_class
 from recsys.models.interface import Ranker

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from features.batch import Batch
 from recsys import distributed
 from recsys.embedding.collection import Backend, EmbeddingCollection
+from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import RowWiseAdagrad
-from recsys.embedding.table import DenseTable
 from recsys.laws.checkerboard import Checkerboard
 from recsys.models.interface import PhaseSettings
 from recsys.models.retrieval_loss import Gather, own_rows

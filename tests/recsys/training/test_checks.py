@@ -20,7 +20,7 @@ def test_checks_pass_what_can_be_trained(tmp_path: Path, name: str) -> None:
     ("name", "override", "says"),
     [
         ("ctr", "model.hiden=[3]", "hidden"),
-        ("ctr", "tables.ids.method=hash", "hash"),
+        ("ctr", "tables.ids.method=hashed", "hashed"),
         ("ctr", "optimizer.tables.eps=-1", "eps"),
         ("popularity", "training.max_epochs=9", "'training' has no effect"),
         ("popularity", "optimizer.tables.lr=0.5", "'optimizer' has no effect"),

@@ -10,7 +10,7 @@ from features.spec import parse_schema
 from recsys.embedding import EmbeddingCollection, RowWiseAdagrad, UnifiedTable
 from recsys.phases import Phase, Until
 from recsys.training.checkpoint import Checkpoints
-from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, table_tensors
+from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, restart, table_tensors
 
 SCHEMA = parse_schema({"name": "t", "features": {"user": {"table": "ids"}, "item": {"table": "ids"}}}, where="here")
 
@@ -76,7 +76,13 @@ def test_state_names_say_what_they_are(tmp_path: Path) -> None:
     model = Model("plain", seed=1)
     phase = phase_of(model)
     step(model, phase, 0)
-    assert set(model_tensors(model)) == {"model.head.weight", "model.head.bias", "model.collection.stores.ids"}
+    assert set(model_tensors(model)) == {
+        "model.head.weight",
+        "model.head.bias",
+        "model.collection.stores.ids",
+        "model.collection.tables.ids/item.salts",
+        "model.collection.tables.ids/user.salts",
+    }
     assert set(table_tensors(model)) == {"tables.collection.optimizer.ids.momentum"}
     assert {"dense.0.head.weight.exp_avg", "dense.0.head.bias.step"} <= set(dense_tensors(model, [phase]))
 
@@ -94,3 +100,17 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     other.head = nn.Linear(11, 1)
     with pytest.raises(ValueError, match=r"head\.weight"):
         load_model(other, checkpoints, "last")
+
+
+@pytest.mark.parametrize("backend", ["plain", "fused"])
+def test_restart_gives_back_the_beginning_but_what_tables_found(backend: str) -> None:
+    model = Model(backend, seed=1)
+    phase = phase_of(model)
+    losses = [step(model, phase, number) for number in range(3)]
+    table = model.collection.table("item")
+    with torch.no_grad():
+        found = table.get_buffer("salts").add_(1).clone()
+    restart(model, Model(backend, seed=1), [phase])
+    assert torch.equal(table.get_buffer("salts"), found)
+    table.get_buffer("salts").sub_(1)
+    assert [step(model, phase, number) for number in range(3)] == losses

@@ -180,6 +180,22 @@ def test_trainer_ends_a_phase_from_its_best_weights_and_keeps_the_history(tmp_pa
     assert torch.allclose(ended[1], torch.full((3,), 8.0), atol=1.0)
 
 
+def test_trainer_keeps_the_last_weights_of_a_phase_that_says_so(tmp_path: Path) -> None:
+    """A search phase is not judged: its better first epoch is forgotten, and the phase after it starts from its end."""
+    scores = iter([0.9, 0.1, 0.2, 0.3])
+    runner = trainer(tmp_path, evaluate=lambda: {"auc": next(scores)})
+    train, ends = runner.phases[0], []
+    search = replace(train, name="search", until=Until(max_epochs=2), keep_best=False)
+    search = replace(search, on_end=lambda: ends.append(weight_of(runner).clone()))
+    runner.phases = (search, replace(train, until=Until(max_epochs=2)))
+    progress = runner.fit()
+    alone = trainer(tmp_path / "alone", max_epochs=2)
+    alone.phases = (replace(alone.phases[0], name="search"),)
+    alone.fit()
+    assert torch.equal(ends[0], weight_of(alone))
+    assert (progress.best, progress.best_epoch, progress.phase) == (0.3, 2, 1)
+
+
 def test_trainer_weights_rows(tmp_path: Path) -> None:
     """A step over weighted rows equals a step over the rows repeated that often."""
     inputs, labels = torch.randn(3, 3), torch.tensor([1.0, -1.0, 2.0])
