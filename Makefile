@@ -1,6 +1,8 @@
 # make demo   install everything and run the main job end to end on embedded data
 # make test   install everything and run the tests         make test-slow   the data-heavy ones too
 # make lint   ruff and mypy strict                         make proto       regenerate serving/v1
+# make bench  times of the tables, as ratios to their peers
+# make test-gpu, make bench-gpu   the same where torch finds a GPU (with CUDA=1); what cannot run there says so
 #
 # TORCH_INDEX=URL  another source of CPU wheels of torch (default: pip's own)
 # CUDA=1           the CUDA builds of torch, fbgemm-gpu and torchrec instead of the CPU ones
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-slow bench lint format proto clean venv
+.PHONY: demo test test-slow test-gpu bench bench-gpu lint format proto clean venv
 
 demo: $(STAMP)
 	$(BIN)/recsys demo
@@ -22,6 +24,15 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -rs tests/gpu/test_gpu.py
+
+bench: $(STAMP)
+	$(BIN)/python tests/bench/bench_tables.py
+
+bench-gpu: $(STAMP)
+	$(BIN)/python tests/bench/bench_gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -111,7 +111,7 @@ class TrainingConfig(Value):
     epochs between evaluations. clip_norm: global norm of the dense gradients. max_row_norm: norm of each looked-up
     vector's gradient. refit: after choosing the number of epochs on validation, train once more on train + validation
     (retrieval); otherwise the best-validation weights are kept. threads: torch threads (0 = all cores). device: where
-    model and batches are; "cuda" is for one process on the plain backend.
+    model and batches are; on "cuda", tables larger than the GPU stay in the host's memory behind a cache (fused).
     """
 
     batch_size: int = Field(default=2048, ge=1)
@@ -177,7 +177,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"{base_path}: a base file may not name a base itself (one level deep)")
         values = _merged(base, values)
     for override in overrides:
-        values = _merged(values, _parse_override(override))
+        values = _merged(values, parse_override(override))
     values.setdefault("name", path.stem)
     return parse_options(RunConfig, values, where=str(path))
 
@@ -230,7 +230,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def parse_override(override: str) -> dict[str, Any]:
     """`training.batch_size=512` as nested tables; the value is TOML, or text where it is not."""
     place, sign, text = override.partition("=")
     keys = place.strip().split(".")

@@ -14,13 +14,17 @@ The op's backward sums the gradients of each row and applies the optimizer at on
 
 Each call updates by itself, so a store may be read by one call per step: two lookups whose backward runs in one go
 would update one after the other. That is refused, in backward (see `_Accesses`); without gradients there is no limit.
-The only importer of fbgemm beside the sharded backend. CPU tensors.
+
+On a GPU (`.to("cuda")`, with the CUDA build of fbgemm) the same op runs there. One that with its optimizer state takes
+more than SHARE_OF_GPU of the free memory lies in the host's, with as large a cache of its rows on the GPU as fits.
+The only importer of fbgemm beside the sharded backend.
 
 Shapes: C accesses of an op in one step, d true width, e padded width.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -46,6 +50,8 @@ except ImportError as error:
     raise ImportError("fbgemm-gpu (without a GPU: fbgemm-gpu-cpu) is not installed or does not load") from error
 
 FEATURES = 2
+SHARE_OF_GPU = 0.6
+NO_CACHE = 1.0  # fbgemm wants a factor above 0 even where it caches nothing
 MAX_ROWS = 2**31 - 2
 
 
@@ -54,7 +60,7 @@ class FusedStores(StoreBackend):
 
     def __init__(self, stores: Sequence[Store], optimizer: TableOptimizer, seed: int) -> None:
         super().__init__(stores)
-        self._ops = [_Op(group, optimizer) for group in op_groups(stores)]
+        self._ops = [_Op(group, optimizer, torch.device("cpu")) for group in op_groups(stores)]
         weights = self.weights()
         for store in stores:
             store.initialise(weights[store.name], seed)
@@ -70,7 +76,7 @@ class FusedStores(StoreBackend):
 
     def weights(self) -> dict[str, Tensor]:
         """Views without the padding."""
-        return {store.name: op.part(store, op.weight) for op in self._ops for store in op.stores}
+        return {store.name: op.part(store, whole) for op in self._ops for whole in [op.whole()] for store in op.stores}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """Views without the padding."""
@@ -82,8 +88,9 @@ class FusedStores(StoreBackend):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FusedStores":
         moved = fn(torch.empty(0))
-        if (moved.device.type, moved.dtype) != ("cpu", torch.float32):
-            raise ValueError(f"backend 'fused' keeps float32 on the CPU, not {moved.dtype} on {moved.device}")
+        if moved.dtype != torch.float32 or moved.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"backend 'fused' keeps float32 on CPU or GPU, not {moved.dtype} on {moved.device}")
+        self._ops = [op if op.device == moved.device else op.moved(moved.device) for op in self._ops]
         return self
 
     def training_bytes(self) -> int:
@@ -110,26 +117,49 @@ def op_groups(stores: Sequence[Store]) -> list[list[Store]]:
 class _Op:
     """One fbgemm op over the stores of one width: store s is rows starts[s], starts[s] + 1, ... of its one table."""
 
-    def __init__(self, stores: Sequence[Store], optimizer: TableOptimizer) -> None:
+    def __init__(self, stores: Sequence[Store], optimizer: TableOptimizer, device: torch.device) -> None:
         self.stores = tuple(stores)
+        self.device = device
+        self._optimizer = optimizer
         self.starts: dict[str, int] = {}
         total = 0
         for store in stores:
             self.starts[store.name] = total
             total += store.num_embeddings
         self.dim = stores[0].embedding_dim
+        state = sum(prod(shape) for shape in optimizer.state_shapes(total, padded_dim(self.dim)).values())
+        location, cached = _location(4 * (total * padded_dim(self.dim) + state), device)
+        compute = ComputeDevice.CPU if device.type == "cpu" else ComputeDevice.CUDA
         self._op = SplitTableBatchedEmbeddingBagsCodegen(
-            [(total, padded_dim(self.dim), EmbeddingLocation.HOST, ComputeDevice.CPU)],
+            [(total, padded_dim(self.dim), location, compute)],
             feature_table_map=[0] * FEATURES,
             pooling_mode=PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.NONE,
-            device=torch.device("cpu"),
+            cache_load_factor=cached,
+            device=device,
             **_fbgemm_settings(optimizer, self.dim),
         )
+        self._caches = location == EmbeddingLocation.MANAGED_CACHING
         self._state_names = tuple(optimizer.state_shapes(1, 1))
         self._bind()
         self.updates = dict.fromkeys(self.starts, 0)
-        self._numbers = torch.arange(1)
+        self._numbers = torch.arange(1, device=device)
+
+    def moved(self, device: torch.device) -> "_Op":
+        """An op with the same values in another memory."""
+        other = _Op(self.stores, self._optimizer, device)
+        with torch.no_grad():
+            other.whole().copy_(self.whole())
+            for name, state in self.state.items():
+                other.state[name].copy_(state)
+        return other
+
+    def whole(self) -> Tensor:
+        """The weights [rows, e]; rows that a cache holds are written back first, and read anew afterwards."""
+        if self._caches:
+            self._op.flush()
+            self._op.reset_cache_states()
+        return self.weight
 
     def _bind(self) -> None:
         self.weight: Tensor = self._op.split_embedding_weights()[0]  # [rows, e]
@@ -173,14 +203,14 @@ class _Op:
             out = self._op(dealt, self._bags(len(rows)))  # [ceil(C / 2), 2 e]
             parts = _Accesses.apply(out, self, sizes, updates)  # type: ignore[no-untyped-call]
         else:
-            parts = F.embedding(rows, self.weight)[:, : self.dim].split(sizes)
+            parts = F.embedding(rows, self.whole())[:, : self.dim].split(sizes)
         return parts
 
     def _bags(self, count: int) -> Tensor:
         """Where the bags end: one access each, the last bag of the last feature empty when the count is odd."""
         bags = -(-count // FEATURES) * FEATURES
         if len(self._numbers) <= bags:
-            self._numbers = torch.arange(2 * bags)
+            self._numbers = torch.arange(2 * bags, device=self.device)
         offsets = self._numbers[: bags + 1]
         return offsets if bags == count else offsets.clamp(max=count)
 
@@ -206,7 +236,7 @@ class _Accesses(torch.autograd.Function):
                 "that a step needs in one call, as in collection(batch, other)"
             )
         op.updates |= {store: updates + 1 for store, updates in ctx.updates.items()}
-        whole = op.weight.new_empty(ctx.shape)
+        whole = torch.empty(ctx.shape, device=op.device)
         rows = whole.view(-1, whole.shape[1] // FEATURES)
         rows[:, op.dim :] = 0
         start = 0
@@ -215,6 +245,16 @@ class _Accesses(torch.autograd.Function):
             start += size
         rows[start:] = 0
         return whole, None, None, None
+
+
+def _location(num_bytes: int, device: torch.device) -> tuple[EmbeddingLocation, float]:
+    """Where an op of so many bytes lies, and the share of its rows that a cache on the GPU can hold."""
+    if device.type == "cpu":
+        return EmbeddingLocation.HOST, NO_CACHE
+    room = SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]
+    if num_bytes <= room:
+        return EmbeddingLocation.DEVICE, NO_CACHE
+    return EmbeddingLocation.MANAGED_CACHING, room / num_bytes
 
 
 def _fbgemm_settings(optimizer: TableOptimizer, embedding_dim: int) -> dict[str, object]:

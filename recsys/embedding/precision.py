@@ -72,9 +72,22 @@ def read_rows(weights: Tensor, rows: Tensor, precision: Precision, embedding_dim
     if weights.dtype != torch.uint8:
         found = F.embedding(rows, weights)
         return found.float() if found.dtype == torch.float16 else found
+    if weights.device.type != "cpu":
+        return dequantised(F.embedding(rows, weights), precision, embedding_dim)
     flat = rows.reshape(-1)
     ends = torch.arange(len(flat) + 1, device=rows.device)
     op = torch.ops.quantized
     read = op.embedding_bag_byte_rowwise_offsets if precision == "int8" else op.embedding_bag_4bit_rowwise_offsets
     vectors: Tensor = read(weights, flat, ends, False, 0, False, None, None, True)  # one row a bag
     return vectors[:, :embedding_dim].reshape(*rows.shape, embedding_dim)
+
+
+def dequantised(packed: Tensor, precision: Precision, embedding_dim: int) -> Tensor:
+    """Packed rows [*, row_bytes] uint8 -> [*, d] float32 in plain torch: the format's definition, and its GPU form."""
+    if precision == "int8":
+        scale, low = packed[..., embedding_dim:].contiguous().view(torch.float32).split(1, -1)
+        return packed[..., :embedding_dim] * scale + low
+    width = -(-embedding_dim // 2)
+    scale, low = packed[..., width:].contiguous().view(torch.float16).float().split(1, -1)
+    nibbles = torch.stack([packed[..., :width] & 15, packed[..., :width] >> 4], dim=-1).flatten(-2)
+    return nibbles[..., :embedding_dim] * scale + low

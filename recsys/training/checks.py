@@ -38,8 +38,6 @@ def check_settings(config: RunConfig) -> None:
             raise ConfigError(f"model {config.model.name!r} is not trained: section {idle[0]!r} has no effect")
     if backend == "plain" and distributed.world_size() > 1:
         raise ConfigError("tables.backend = 'plain' is for one process; under torchrun take 'sharded' (or 'fused')")
-    if training.device == "cuda" and backend != "plain":
-        raise ConfigError(f"training.device = 'cuda' needs tables.backend = 'plain'; {backend!r} tables are on the CPU")
     if training.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device = 'cuda': torch finds no GPU here; accepted is 'cpu'")
 

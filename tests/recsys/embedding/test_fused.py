@@ -170,7 +170,7 @@ def test_nothing_of_it_shows_in_parameters() -> None:
 
 def test_moving_it_elsewhere_is_refused() -> None:
     fused = collection_of("fused", SGD(lr=0.1)).to("cpu")
-    with pytest.raises(ValueError, match=r"backend 'fused' keeps float32 on the CPU, not torch.float64 on cpu"):
+    with pytest.raises(ValueError, match=r"backend 'fused' keeps float32 on CPU or GPU, not torch.float64 on cpu"):
         fused.double()
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.embedding.precision import PRECISIONS, Precision, pack, read_rows, row_bytes, unpack
+from recsys.embedding.precision import PRECISIONS, Precision, dequantised, pack, read_rows, row_bytes, unpack
 
 WIDTHS = (1, 2, 3, 10, 16, 33)
 
@@ -64,3 +64,10 @@ def test_gradients_pass_through_float_rows() -> None:
     read_rows(weights, torch.tensor([1, 1]), "int4", 3).sum().backward()
     assert weights.grad is not None
     assert weights.grad.sum(1).tolist() == [0.0, 6.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_plain_torch_reads_the_format_as_the_kernel_does(precision: Precision, width: int) -> None:
+    packed = pack(values(9, width), precision)
+    torch.testing.assert_close(dequantised(packed, precision, width), unpack(packed, precision, width))
