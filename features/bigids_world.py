@@ -145,4 +145,5 @@ def _normal(ids: Ints, salt: int) -> Floats:
     """Nearly normal numbers: the four 16-bit parts of a hash, summed, centred and scaled."""
     parts = mix64(ids, salt).view(np.uint16).reshape(-1, 4)
     scale = 65_536 * np.sqrt(4 / 12)
-    return (parts.sum(axis=1, dtype=np.int64) - 2 * 65_535) / scale
+    numbers: Floats = (parts.sum(axis=1, dtype=np.int64) - 2 * 65_535) / scale
+    return numbers

@@ -248,7 +248,7 @@ class Run:
         def search(tables: Mapping[str, EmbeddingTable]) -> Search:
             return Search(
                 tables=tables,
-                weights=collection.backend.weights,
+                weights=collection.live_weights,
                 evaluate=None if evaluate is None else lambda: evaluated(model, evaluate),
                 metric=self.metric,
                 higher_is_better=self.metric.partition("[")[0] not in LOWER_IS_BETTER,

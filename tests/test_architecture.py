@@ -22,8 +22,8 @@ MAX_FILE, MAX_FUNCTION, MAX_NESTING, MAX_ARGUMENTS, MAX_CHAIN = 400, 60, 3, 6, 1
 LONG_FILES: dict[str, str] = {}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 ONLY_IN = {
-    "torchrec": ("recsys/embedding/fused.py", "recsys/embedding/sharded.py", "recsys/doctor.py"),
-    "fbgemm_gpu": ("recsys/embedding/fused.py", "recsys/embedding/sharded.py", "recsys/doctor.py"),
+    "torchrec": ("recsys/embedding/fused.py", "recsys/embedding/sharded.py", "recsys/doctor/"),
+    "fbgemm_gpu": ("recsys/embedding/fused.py", "recsys/embedding/sharded.py", "recsys/doctor/"),
     "torch_geometric": ("recsys/models/", "features/graph.py"),
     "grpc": ("serving/service.py", "serving/server.py", "serving/client.py", "serving/v1/"),
     "pickle": (),

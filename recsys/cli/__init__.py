@@ -2,7 +2,7 @@
 
 import typer
 
-from recsys.cli import bundles, data, demo, serve, train
+from recsys.cli import bundles, compress, convert, data, demo, doctor, laws, plan, serve, tables, train
 
 app = typer.Typer(
     name="recsys",
@@ -21,6 +21,10 @@ app.add_typer(schema, name="schema")
 app.command("prepare")(data.prepare_data)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
+app.command("plan")(plan.plan)
+compress.app.command(compress.CONVERT)(convert.convert)
+app.add_typer(compress.app, name="compress")
+app.add_typer(tables.app, name="tables")
 app.command("export")(bundles.export)
 app.add_typer(bundle, name="bundle")
 bundle.command("list")(bundles.list_bundles)
@@ -28,6 +32,8 @@ bundle.command("verify")(bundles.verify)
 app.command("serve")(serve.serve)
 app.command("retrieve")(serve.retrieve)
 app.command("score")(serve.score)
+app.command("doctor")(doctor.doctor)
+app.command("laws")(laws.laws)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def export_runs(runs: list[Run], out: str, label: str) -> str:
 def _components(run: Run, store: BundleStore) -> Roles:
     model = run.model()
     view = run.seen_before("test")  # what the test numbers were made with is what is served
-    sections: dict[str, Any] = {"model_section": run.config.model, "tables_section": run.config.tables, "view": view}
+    sections: dict[str, Any] = {"model_section": run.config.model, "view": view}
     if isinstance(model, Ranker):
         return export_ranker(store, model=model, **sections)
     return export_retriever(store, model=model, **sections)  # type: ignore[arg-type]

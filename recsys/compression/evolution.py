@@ -14,8 +14,9 @@ class Evolution(Value):
     """The size of the search: generations of `mutated` + `crossed` children of the best `parents` of all so far.
 
     A mutated child has each number drawn anew with probability mutation_rate; a crossed one has the first numbers of
-    one parent and the last of another. Together at most 1 + (1 + generations) (mutated + crossed) scores. The search
-    of OptEmbed is Evolution(mutated=10, crossed=10, parents=15, generations=30, mutation_rate=0.1).
+    one parent and the last of another. The first generation is `largest` itself, all of it halved, quartered, down to
+    one, and as many random tuples as a generation has children. The search of OptEmbed, which starts with random ones
+    alone, is Evolution(mutated=10, crossed=10, parents=15, generations=30, mutation_rate=0.1).
     """
 
     mutated: int = Field(default=4, ge=1)
@@ -25,13 +26,14 @@ class Evolution(Value):
     mutation_rate: float = Field(default=0.2, gt=0, le=1)
 
     def run(self, score: Callable[[Genes], float], largest: Sequence[int], seed: int) -> Genes:
-        """The best tuple found, each number in 1..largest; `largest` itself and random ones are the first generation.
+        """The best tuple found, each number in 1..largest.
 
         score: higher is better. Of equals the one found first. A pure function of the scores and the seed.
         """
         draw = random.Random(seed)
         scores: dict[Genes, float] = {}
-        children = [tuple(largest)]
+        halvings = range(max(largest).bit_length())
+        children = [tuple(max(1, most >> times) for most in largest) for times in halvings]
         for _ in range(self.mutated + self.crossed):
             children.append(tuple(draw.randint(1, most) for most in largest))
         for generation in range(self.generations + 1):

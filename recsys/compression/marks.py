@@ -47,9 +47,9 @@ class Marks(nn.Module):
     def of(cls, mask: Tensor) -> Self:
         """Those of a mask [n, g], in the smaller form."""
         (num_rows, width), count = mask.shape, int(mask.sum())
-        found = cls(num_rows, width, count, _form(num_rows, width, count))
+        found = cls(num_rows, width, count, _form(num_rows, width, count)).to(mask.device)
         blocks = len(found.starts) - 1
-        padded = torch.zeros(blocks * found.block, width, dtype=torch.bool)
+        padded = mask.new_zeros(blocks * found.block, width)
         padded[:num_rows] = mask
         grid = padded.view(blocks, -1)  # [b, cells]
         found.starts[1:] = grid.sum(1).cumsum(0)
@@ -73,7 +73,7 @@ class Marks(nn.Module):
         columns = self._cell(places) - first.unsqueeze(1)
         inside = (places < end) & (columns < width)
         found = places.new_zeros(len(first), width + 1)
-        return found.scatter_(1, torch.where(inside, columns, width), places + 1)[:, :width]
+        return found.scatter_(1, torch.where(inside, columns, width), places + 1)[:, :width].contiguous()
 
     def _bisect(self, block: Tensor, first: Tensor) -> Tensor:
         """The place of the first marked cell of a block that is not before `first`; [N]."""
@@ -121,4 +121,4 @@ def _block_bytes(width: int) -> int:
 def _packed(grid: Tensor) -> Tensor:
     """Bits [b, cells] -> bytes [b, ceil(cells / 8)], the first cell the lowest bit."""
     padded = torch.nn.functional.pad(grid, (0, -grid.shape[1] % 8)).view(len(grid), -1, 8)
-    return (padded << torch.arange(8)).sum(2).to(torch.uint8)
+    return (padded << torch.arange(8, device=grid.device)).sum(2).to(torch.uint8)

@@ -1,14 +1,16 @@
 """What several tables keep under one budget: the largest of all their scores, wherever these are.
 
 One threshold for all tables, rather than the same share of each: a table whose every row matters keeps all of them.
+Memory, for a moment: about 24 bytes a score.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from recsys.embedding.budget import solve
+from recsys.embedding.table import Reader
 
 
 def counts_within(
@@ -21,7 +23,8 @@ def counts_within(
     Raises ValueError that begins with `what` and says the bytes of keeping nothing, when even they are too many.
     """
     names = sorted(scores)
-    whose = torch.cat([torch.full((scores[name].numel(),), number) for number, name in enumerate(names)])
+    numbers = [torch.full_like(scores[name], number, dtype=torch.int32) for number, name in enumerate(names)]
+    whose = torch.cat([number.flatten() for number in numbers])
     ranked = whose[torch.cat([scores[name].flatten() for name in names]).argsort(descending=True, stable=True)]
 
     def counts(kept: int) -> dict[str, int]:
@@ -40,3 +43,12 @@ def largest(scores: Tensor, count: int) -> Tensor:
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[scores.flatten().topk(count, sorted=False).indices] = True
     return mask.view(scores.shape)
+
+
+def frequency(reader: Reader, shape: Sequence[int]) -> Tensor:
+    """Scores before there is anything to judge by: how often each id was seen in train, for every entry of its row.
+
+    shape: [n] or [n, D]. Where counts are not known, the earlier an id, the higher its score.
+    """
+    counts = torch.arange(shape[0], 0, -1) if reader.counts is None else reader.counts
+    return counts.view(-1, *[1] * (len(shape) - 1)).expand(*shape)

@@ -11,9 +11,9 @@ pooling. The backend "plain" is the definition, the others equal it, in forward 
 Shapes: B rows of a batch, N values of a list column, D width of a feature's vector, P accesses of a store per id.
 """
 
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from recsys.embedding.layout import KnowsIds, Layout, unique_stores
 from recsys.embedding.optimizers import Adam, TableOptimizer
 from recsys.embedding.pooling import pool
 from recsys.embedding.precision import pack
-from recsys.embedding.stores import PlainStores, StoreBackend, initial_weights
+from recsys.embedding.stores import PlainStores, StoreBackend, initial_weights, watched
 from recsys.embedding.table import EmbeddingTable, Search, Store, TableSpec, check_ids
 from recsys.phases import Phase
 
@@ -37,10 +37,6 @@ Key = TypeVar("Key", bound=Hashable)
 STORES = "stores."
 
 
-class NonFiniteGradientError(ValueError):
-    """A gradient that is NaN or infinite was about to reach a table; raised within `backward()`, before its update."""
-
-
 class EmbeddingCollection(nn.Module):
     """The tables of every id feature of a schema over one backend.
 
@@ -48,8 +44,8 @@ class EmbeddingCollection(nn.Module):
     per cent and the check of ids need that). specs: what each `table` of the schema is, none missing and none unused.
     backend: "fused" (fbgemm, one process), "plain" (torch alone) or "sharded" (torchrec, over ranks). optimizer: how
     `backward()` updates the tables; None leaves gradients to the caller and needs backend "plain". seed: initial values
-    are a function of it and of names, equal in all backends. sharding: "row_wise" or "table_wise", for all stores or
-    by store, backend "sharded" only.
+    are a function of it and of names, equal in all backends. sharding, backend "sharded" only: "auto", "row_wise",
+    "table_wise" or "column_wise" (placement.py), for all stores or by store.
 
     max_row_norm (an attribute, None = off): the gradient of each looked-up row of a store is scaled down to this norm.
     Vectors of one step belong into one call, `collection(batch, other)`: the fused and sharded backends update in the
@@ -74,15 +70,14 @@ class EmbeddingCollection(nn.Module):
     ) -> None:
         _check_backend(backend, optimizer, sharding)
         layout = Layout.build(source, specs, seed)
-        for table in layout.tables.values():
-            if table.one_rank and backend == "sharded" and distributed.world_size() > 1:
-                raise ValueError(f"table {table.name!r} does not train over several ranks: {table.one_rank}")
+        if backend == "sharded" and distributed.world_size() > 1:
+            _check_ranks(layout.tables.values())
         if backend == "plain":
             kept: StoreBackend = PlainStores(layout.stores, initial_weights(layout.stores, seed), optimizer)
         elif backend == "fused":
             kept = _fused(layout, optimizer, seed)
         else:
-            kept = _sharded(layout, optimizer, seed, sharding or "table_wise")
+            kept = _sharded(layout, optimizer, seed, sharding or "auto")
         self._assemble(layout, kept, specs)
 
     def _assemble(self, layout: Layout, backend: StoreBackend, specs: Mapping[str, TableSpec]) -> None:
@@ -132,50 +127,38 @@ class EmbeddingCollection(nn.Module):
             check_ids(ids, self.table(feature).num_embeddings, f"feature {feature!r}")
         calls = self._calls(requests)
         by_store: dict[str, list[Tensor]] = {}
-        for _, _, rows in calls.values():
-            for store, wanted in rows.items():
+        for call in calls.values():
+            for store, wanted in call.rows.items():
                 by_store.setdefault(store, []).append(wanted)
+        limit = None if self.max_row_norm is None else self.max_row_norm * self.backend.gradient_scale
         vectors = {
-            store: iter(self._watched(store, several)) for store, several in self.backend.lookup(by_store).items()
+            store: iter(watched(store, several, limit)) for store, several in self.backend.lookup(by_store).items()
         }
         found: dict[Key, Tensor] = {}
-        for name, (keys, ids, rows) in calls.items():
-            combined = self._tables[name].combine({store: next(vectors[store]) for store in rows}, ids)  # [N, D]
-            shapes = [requests[key][1].shape for key in keys]
-            parts = [combined] if len(keys) == 1 else combined.split([shape.numel() for shape in shapes])
-            for key, part, shape in zip(keys, parts, shapes, strict=True):
-                found[key] = part.reshape(*shape, combined.shape[1])
+        for name, call in calls.items():
+            combined = self._tables[name].combine({store: next(vectors[store]) for store in call.rows}, call.ids)
+            whole = combined if call.places is None else combined.index_select(0, call.places)  # [N, D]
+            shapes = [requests[key][1].shape for key in call.keys]
+            parts = [whole] if len(shapes) == 1 else whole.split([shape.numel() for shape in shapes])
+            for key, part, shape in zip(call.keys, parts, shapes, strict=True):
+                found[key] = part.reshape(*shape, whole.shape[1])
         return {key: found[key] for key in requests}
 
-    def _calls(
-        self, requests: Mapping[Key, tuple[str, Tensor]]
-    ) -> dict[str, tuple[list[Key], Tensor, dict[str, Tensor]]]:
-        """Per table: the keys that ask it, their ids one after the other [N], and the rows that these read."""
+    def _calls(self, requests: Mapping[Key, tuple[str, Tensor]]) -> dict[str, "_Call[Key]"]:
+        """What each table is asked, all its keys together."""
         keys_of: dict[str, list[Key]] = {}
         for key, (feature, _) in requests.items():
             keys_of.setdefault(self._table_of[feature], []).append(key)
         calls = {}
         for table, keys in keys_of.items():
             flat = [requests[key][1].flatten() for key in keys]
-            ids = flat[0] if len(flat) == 1 else torch.cat(flat)
-            calls[table] = (keys, ids, self._tables[table].rows(ids))
+            ids, places = flat[0] if len(flat) == 1 else torch.cat(flat), None
+            if self._tables[table].distinct_ids:
+                ids, places = ids.unique(return_inverse=True)
+            calls[table] = _Call(keys, ids, places, self._tables[table].rows(ids))
             if table in self._stepping and torch.is_grad_enabled():
-                self._touched[table] = {store: rows.flatten() for store, rows in calls[table][2].items()}
+                self._touched[table] = {store: rows.flatten() for store, rows in calls[table].rows.items()}
         return calls
-
-    def _watched(self, store: str, vectors: list[Tensor]) -> list[Tensor]:
-        """Have gradients checked, and clipped if so set, before they reach the store."""
-        limit = None if self.max_row_norm is None else self.max_row_norm * self.backend.gradient_scale
-
-        def watch(grad: Tensor) -> Tensor | None:
-            if not math.isfinite(float(grad.sum())):
-                raise NonFiniteGradientError(f"the gradient of store {store!r} is not finite")
-            return None if limit is None else grad * (limit / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
-
-        for found in vectors:
-            if found.requires_grad:
-                found.register_hook(watch)
-        return vectors
 
     def _ids(self, name: str, column: Tensor | Jagged) -> Tensor:
         if self._specs[name].is_list != isinstance(column, Jagged):
@@ -254,11 +237,20 @@ class EmbeddingCollection(nn.Module):
     def on_step(self) -> None:
         """To be called after each update: tables that prune or count have their turn."""
         if self._stepping:
-            weights = self.backend.weights()
+            weights = self.live_weights()
             with torch.no_grad():
                 for name in sorted(self._touched):
                     self._tables[name].on_step(weights, self._touched[name])
         self._touched = {}
+
+    def live_weights(self) -> dict[str, Tensor]:
+        """Store -> its live values [n, d]; plain tensors, but over several ranks DTensors."""
+        alone = distributed.world_size() == 1
+        weights = self.backend.weights()
+        return {
+            name: weight.to_local() if alone and isinstance(weight, DTensor) else weight
+            for name, weight in weights.items()
+        }
 
     def schedule(
         self, phases: Sequence[Phase], search: Callable[[Mapping[str, EmbeddingTable]], Search]
@@ -334,6 +326,23 @@ class EmbeddingCollection(nn.Module):
         wrong = [name for name in shared if weights[name].shape != given[name].shape]
         errors += [f"store {name!r} is {tuple(weights[name].shape)}, got {tuple(given[name].shape)}" for name in wrong]
         self.backend.load_state({STORES + name: given[name] for name in shared if name not in wrong})
+
+
+@dataclass(frozen=True)
+class _Call(Generic[Key]):
+    """What one table is asked: by these keys, the ids [N] (or the distinct ones, and the place of each), their rows."""
+
+    keys: list[Key]
+    ids: Tensor
+    places: Tensor | None
+    rows: dict[str, Tensor]
+
+
+def _check_ranks(tables: Iterable[EmbeddingTable]) -> None:
+    for table in tables:
+        whole = "its on_step is given whole stores" if _overrides(table, "on_step") else ""
+        if reason := table.one_rank or whole:
+            raise ValueError(f"table {table.name!r} does not train over several ranks: {reason}")
 
 
 def _overrides(table: EmbeddingTable, hook: str) -> bool:

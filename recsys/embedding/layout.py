@@ -65,10 +65,10 @@ class Layout:
         return unique_stores(self.tables.values())
 
     def accesses(self) -> dict[str, int | None]:
-        """Rows of each store that one row of a batch reads; None where a list makes that vary."""
+        """Rows of each store that one row of a batch reads; None where lists or distinct ids make that vary."""
         found: dict[str, int | None] = {}
         for feature, table in self.table_of.items():
-            varies = self.schema.feature(feature).is_list
+            varies = self.schema.feature(feature).is_list or self.tables[table].distinct_ids
             for store, rows in self.tables[table].rows(torch.zeros(1, dtype=torch.int64)).items():
                 before = found.get(store, 0)
                 found[store] = None if varies or before is None else before + rows.shape[1]

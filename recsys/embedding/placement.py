@@ -56,6 +56,15 @@ class Placement:
         mine = whole[number * block : (number + 1) * block]
         return (mine, columns) if self.by_rows else (rows, mine)
 
+    def part_of(self, store: Store, rank: int) -> tuple[range, range]:
+        """The rows and the true columns that a rank holds, empty where it holds none."""
+        return self.part(store, self.ranks.index(rank)) if rank in self.ranks else (range(0), range(0))
+
+    @property
+    def split_dim(self) -> int:
+        """Along which dimension of [n, d] the parts lie: 0, or 1 for several blocks of columns."""
+        return 0 if self.by_rows or len(self.ranks) == 1 else 1
+
     def padded_columns(self, store: Store) -> int:
         """Columns of each part as it lies in memory."""
         return padded_dim(store.embedding_dim if self.by_rows else -(-store.embedding_dim // len(self.ranks)))
@@ -79,6 +88,8 @@ def sharding_kinds(
 ) -> dict[str, str]:
     """Store -> kind, "auto" resolved; a store that a mapping does not name is "auto".
 
+    A store with too few rows for a block on every rank is table-wise also where "row_wise" is asked for.
+
     accepted: KINDS to train, PLANNED_KINDS to plan. Raises ValueError naming the kind or store that is not known, and
     what is accepted; and for a kind that would be wrong, saying why.
     """
@@ -90,7 +101,14 @@ def sharding_kinds(
     kinds = dict.fromkeys(names, sharding if isinstance(sharding, str) else AUTO) | given
     check_sharding(kinds, optimizer, accepted)
     automatic = automatic_kinds(stores, world_size)
-    return {name: automatic[name] if kind == AUTO else kind for name, kind in kinds.items()}
+    few = {store.name for store in stores if leaves_ranks_empty(store, world_size)}
+    resolved = {name: automatic[name] if kind == AUTO else kind for name, kind in kinds.items()}
+    return {name: TABLE_WISE if kind == ROW_WISE and name in few else kind for name, kind in resolved.items()}
+
+
+def leaves_ranks_empty(store: Store, world_size: int) -> bool:
+    """Whether blocks of ceil(n / W) rows end before the last rank; torchrec's row-wise op fails on a rank without."""
+    return -(-store.num_embeddings // world_size) * (world_size - 1) >= store.num_embeddings and world_size > 1
 
 
 def check_sharding(
@@ -113,15 +131,10 @@ def automatic_kinds(stores: Sequence[Store], world_size: int) -> dict[str, str]:
     A store is row-wise if it is larger than a rank's fair share, all bytes / W: on one rank it would leave others with
     less than theirs however the rest is dealt. So one unified store lies on all ranks, as do eight equal stores on
     more than eight. The others are table-wise, since no rank then holds more than two fair shares, and a lookup sends
-    row numbers to one rank instead of all. So is a store with fewer rows than ranks, which blocks of rows cannot share.
+    row numbers to one rank instead of all.
     """
     fair = sum(training_bytes(store) for store in stores) / world_size
-    return {
-        store.name: ROW_WISE
-        if training_bytes(store) > fair and store.num_embeddings >= world_size
-        else TABLE_WISE
-        for store in stores
-    }  # fmt: skip
+    return {store.name: ROW_WISE if training_bytes(store) > fair else TABLE_WISE for store in stores}
 
 
 def training_bytes(store: Store) -> int:

@@ -86,8 +86,10 @@ def dequantised(packed: Tensor, precision: Precision, embedding_dim: int) -> Ten
     """Packed rows [*, row_bytes] uint8 -> [*, d] float32 in plain torch: the format's definition, and its GPU form."""
     if precision == "int8":
         scale, low = packed[..., embedding_dim:].contiguous().view(torch.float32).split(1, -1)
-        return packed[..., :embedding_dim] * scale + low
+        eight: Tensor = packed[..., :embedding_dim] * scale + low
+        return eight
     width = -(-embedding_dim // 2)
     scale, low = packed[..., width:].contiguous().view(torch.float16).float().split(1, -1)
     nibbles = torch.stack([packed[..., :width] & 15, packed[..., :width] >> 4], dim=-1).flatten(-2)
-    return nibbles[..., :embedding_dim] * scale + low
+    four: Tensor = nibbles[..., :embedding_dim] * scale + low
+    return four

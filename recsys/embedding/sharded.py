@@ -38,7 +38,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from recsys.embedding.optimizers import SGD, Adagrad, RowWiseAdagrad, TableOptimizer
-from recsys.embedding.parts import device_of_ranks, fill, fill_initial, own_part, spread, whole
+from recsys.embedding.parts import device_of_ranks, fill, fill_initial, spread, whole
 from recsys.embedding.placement import AUTO, ROW_WISE, Placement, exchange_groups, place, sharding_kinds
 from recsys.embedding.stores import StoreBackend, flat_rows, split_vectors
 from recsys.embedding.table import Store
@@ -112,15 +112,16 @@ class ShardedStores(StoreBackend):
                 placement = self.placements[store.name]
                 mesh = meshes[placement.ranks]
                 states = zip(state_names, exchange.states[store.name], strict=True)
-                self._weights[store.name] = spread(exchange.weights[store.name], store, placement, mesh)
-                self._state[store.name] = {name: spread(state, store, placement, mesh) for name, state in states}
+                own = (store, placement.part_of(store, dist.get_rank())[1], mesh, placement.split_dim)
+                self._weights[store.name] = spread(exchange.weights[store.name], *own)
+                self._state[store.name] = {name: spread(state, *own) for name, state in states}
 
     def _initialise(self, seed: int) -> None:
         for exchange in self._exchanges:
             for store in exchange.stores:
                 held = exchange.weights[store.name]
                 held.zero_()
-                fill_initial(held, store, self.placements[store.name], seed)
+                fill_initial(held, store, self.placements[store.name].part_of(store, dist.get_rank()), seed)
 
     def lookup(self, requests: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """One exchange per group of stores that has a requested one."""
@@ -140,7 +141,11 @@ class ShardedStores(StoreBackend):
 
     def whole_weights(self) -> dict[str, Tensor]:
         """Copies of the whole stores, on every rank."""
-        return {name: whole(self._weights[name], store, self.placements[name]) for name, store in self.stores.items()}
+        return {name: whole(self._weights[name], self._parts(store)) for name, store in self.stores.items()}
+
+    def _parts(self, store: Store) -> dict[int, tuple[range, range]]:
+        placement = self.placements[store.name]
+        return {rank: placement.part_of(store, rank) for rank in placement.ranks}
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """DTensors over the live values, [n] or [n, d]."""
@@ -199,7 +204,7 @@ class _Exchange(ABC):
         self.weights: dict[str, Tensor] = {}
         self.states: dict[str, list[Tensor]] = {}
         for store, key in zip(stores, self._keys, strict=True):
-            rows, _ = own_part(store, self.placements[store.name])
+            rows, _ = self.placements[store.name].part_of(store, dist.get_rank())
             parameter = f"{self.tables}.{key}.weight"
             if rows:
                 self.weights[store.name] = _local(weights[parameter])

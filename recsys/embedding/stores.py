@@ -15,6 +15,7 @@ them is the backend's own affair. Three of them: `PlainStores` here (torch alone
 Shapes: N ids of a request, P accesses per id, n rows of a store, d its true width.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -184,3 +185,21 @@ def split_vectors(vectors: Tensor, requests: Sequence[Tensor]) -> list[Tensor]:
         return [vectors.view(*requests[0].shape, width)]
     parts = vectors.split([rows.numel() for rows in requests])
     return [part.view(*rows.shape, width) for part, rows in zip(parts, requests, strict=True)]
+
+
+class NonFiniteGradientError(ValueError):
+    """A gradient that is NaN or infinite was about to reach a store; raised within `backward()`, before its update."""
+
+
+def watched(store: str, vectors: list[Tensor], max_norm: float | None) -> list[Tensor]:
+    """The same vectors, whose gradients are checked, and clipped row by row to max_norm, before they reach the store."""
+
+    def watch(grad: Tensor) -> Tensor | None:
+        if not math.isfinite(float(grad.sum())):
+            raise NonFiniteGradientError(f"the gradient of store {store!r} is not finite")
+        return None if max_norm is None else grad * (max_norm / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+
+    for found in vectors:
+        if found.requires_grad:
+            found.register_hook(watch)
+    return vectors

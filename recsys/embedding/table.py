@@ -120,9 +120,12 @@ class EmbeddingTable(nn.Module, ABC):
 
     Optional: `on_step` and `penalty`, called in training, `freeze` where the serving form is another one, and one_rank:
     why the method cannot train over several ranks ("" = it can), for instance because a rank would need all rows.
+    distinct_ids: an id that stands several times in a lookup is read and combined once, which pays where `combine` is
+    heavy and ids repeat, and costs a sort elsewhere.
     """
 
     one_rank: ClassVar[str] = ""
+    distinct_ids: ClassVar[bool] = False
 
     def __init__(self, name: str, stores: Sequence[Store], embedding_dim: int, num_embeddings: int | None) -> None:
         super().__init__()

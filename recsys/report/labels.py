@@ -52,14 +52,12 @@ class Labels:
         self.taken: list[Box] = []
 
     def beside(self, text: str, mark: Box) -> Box | None:
-        """A place above, right of, left of or below a mark; None where all are taken."""
+        """A place above, right of, left of, below or at a corner of a mark; None where all are taken."""
         wide, middle, height = LETTER * len(text), (mark.left + mark.right) / 2, (mark.top + mark.bottom) / 2
-        corners = (
-            (middle - wide / 2, mark.top - GAP - LINE),
-            (mark.right + GAP, height - LINE / 2),
-            (mark.left - GAP - wide, height - LINE / 2),
-            (middle - wide / 2, mark.bottom + GAP),
-        )
+        above, level, below = mark.top - GAP - LINE, height - LINE / 2, mark.bottom + GAP
+        left, centre, right = mark.left - GAP - wide, middle - wide / 2, mark.right + GAP
+        sides = ((centre, above), (right, level), (left, level), (centre, below))
+        corners = (*sides, (right, above), (left, above), (right, below), (left, below))
         free = self._free([Box.of_text(text, *corner) for corner in corners], own=mark)
         return self._take(free[0]) if free else None
 

@@ -11,6 +11,7 @@ import torch
 from recsys import distributed
 from recsys.compression import make_specs, make_table_optimizer
 from recsys.config import ConfigError, RunConfig, TrainingConfig
+from recsys.embedding.placement import check_sharding
 from recsys.embedding.table import TableSpec
 from recsys.models import model_class, model_options
 from recsys.models.interface import ClosedForm
@@ -28,7 +29,9 @@ def check_settings(config: RunConfig) -> None:
         raise ConfigError(
             f"training.refit cannot be used with table {searching[0]!r}, which trains in stages of its own; remove it"
         )
-    make_table_optimizer(config.optimizer.tables)
+    optimizer = make_table_optimizer(config.optimizer.tables)
+    if config.tables.sharding is not None:
+        check_sharding(config.tables.sharding, optimizer)
     training, backend = config.training, config.tables.backend
     if issubclass(model_class(config.model.name), ClosedForm):
         found = {"tables": config.tables, "optimizer": config.optimizer}

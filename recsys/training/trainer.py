@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from features.batch import Batch
 from recsys import distributed
-from recsys.embedding.collection import EmbeddingCollection, NonFiniteGradientError
+from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.stores import NonFiniteGradientError
 from recsys.phases import Phase, Step
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, table_tensors

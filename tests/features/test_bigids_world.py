@@ -33,10 +33,10 @@ def auc(label: NDArray[Any], score: NDArray[Any]) -> float:
 
 
 def test_rows_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = BigIds(num_rows=1_000, cardinalities=FEW_IDS)
-    whole = shop.make(np.random.default_rng(3))
+    world = BigIds(num_rows=1_000, cardinalities=FEW_IDS)
+    whole = world.make(np.random.default_rng(3))
     monkeypatch.setattr(bigids_world, "BATCH_ROWS", 137)
-    pieces = shop.make(np.random.default_rng(3))
+    pieces = world.make(np.random.default_rng(3))
     assert len(list(pieces.batches())) == 8
     assert pa.Table.from_batches(pieces.batches()).combine_chunks() == pa.Table.from_batches(whole.batches())
     assert pieces.content_hash == whole.content_hash
@@ -55,7 +55,7 @@ def test_ids_of_the_large_world_are_many() -> None:
     assert list(MANY_IDS) == sorted(MANY_IDS, reverse=True)
 
 
-@pytest.mark.parametrize(("place", "size"), enumerate(FEW_IDS))
+@pytest.mark.parametrize(("place", "size"), list(enumerate(FEW_IDS)))
 def test_ids_follow_their_power_law(place: int, size: int) -> None:
     ids = events()[f"c{place + 1:02d}"]
     assert ids.min() >= 0

@@ -27,7 +27,7 @@ from recsys.training.checkpoint import Checkpoints
 from recsys.training.optimizers import make_optimizer
 from recsys.training.state import dense_tensors, load_training, model_tensors, table_tensors
 from tests.recsys.forked_ranks import Ended, RankForker
-from tests.recsys.small_project import write_project
+from tests.recsys.small_project import CTR, write_project
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = {
@@ -40,6 +40,12 @@ SETTINGS = {
         "data.split.validation=0.14", "training.batch_size=395", "training.refit=false", "model.layers=[8]",
         "tables.backend=sharded", "tables.sharding=row_wise", "optimizer.tables.name=rowwise_adagrad",
         "optimizer.tables.lr=0.1",
+    ],
+    # the click model again, its store split by columns
+    "columns": [
+        "data.split.validation=0.13", "training.batch_size=1201", "evaluation.batch_size=201", "model.activation=silu",
+        "tables.backend=sharded", "tables.sharding=column_wise", "tables.ids.chunk_dim=10",
+        "optimizer.tables.name=adagrad",
     ],
 }  # fmt: skip
 
@@ -69,13 +75,14 @@ class Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = write_project(tmp_path_factory.mktemp("two_ranks"))
+    (folder / "columns.toml").write_text(CTR)
     with RankForker(folder) as forker:
         for name, settings in SETTINGS.items():
             assert forker.run("prepare", f"{name}.toml", *settings, num_ranks=1)[0].code == 0
         yield Project(forker, folder)
 
 
-@pytest.fixture(params=list(SETTINGS))
+@pytest.fixture(params=["ctr", "retriever", pytest.param("columns", marks=pytest.mark.slow)])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -240,6 +247,21 @@ def assert_same_checkpoint(one: Checkpoints, other: Checkpoints) -> None:
 # --- errors ---
 
 
+def test_an_unreadable_shard_is_named_at_any_number_of_ranks(project: Project, tmp_path: Path) -> None:
+    assert project.train("ctr", tmp_path, signals=[(0, 2, "TERM")])[0].code == 75
+    shard = max((tmp_path / "ctr" / "checkpoints" / "select").glob("last-*/shard-*"))
+    content = shard.read_bytes()
+    for damaged, num_ranks in ((content[:-1] + bytes([content[-1] ^ 1]), 2), (content[: len(content) // 2], 1)):
+        shard.write_bytes(damaged)
+        ended = project.train("ctr", tmp_path, "--resume", num_ranks=num_ranks)
+        assert [rank.code for rank in ended] == [2] * num_ranks, ended
+        (error,) = said_errors(ended)
+        assert shard.name in error
+        assert "is damaged" in error
+    shard.write_bytes(content)
+    assert [rank.code for rank in project.train("ctr", tmp_path, "--resume")] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -247,10 +269,11 @@ def assert_same_checkpoint(one: Checkpoints, other: Checkpoints) -> None:
         (["nothing.toml"], "there is no config file"),
         (["ctr.toml", "data.path=nowhere"], "there is no world 'nowhere'"),
         (["ctr.toml", "tables.backend=plain"], "'plain' is for one process"),
+        (["ctr.toml", "tables.backend=sharded", "tables.sharding=column_wise"], "'column_wise' under RowWiseAdagrad"),
         (["ctr.toml", "tables.ids.num_embeddings=0"], "num_embeddings"),
         (["ctr.toml", "optimizer.tables.lr=1e30", "--runs", "endless"], "the loss is"),
     ],
-    ids=["typo", "no config", "no data", "plain", "table", "loss"],
+    ids=["typo", "no config", "no data", "plain", "sharding", "table", "loss"],
 )
 def test_an_error_on_two_ranks_is_one_line_and_code_2(project: Project, arguments: list[str], said: str) -> None:
     ended = project.forker.run("train", *arguments)

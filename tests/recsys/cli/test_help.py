@@ -12,11 +12,27 @@ from recsys.cli import app
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = {
-    "": ("prepare", "train", "evaluate", "export", "serve", "retrieve", "score", "demo", "schema", "bundle"),
+    "": (
+        "prepare",
+        "train",
+        "plan",
+        "evaluate",
+        "export",
+        "serve",
+        "retrieve",
+        "score",
+        "demo",
+        "schema",
+        "bundle",
+        "doctor",
+        "laws",
+        "tables",
+    ),
     "demo": ("--out", "--configs", "--json"),
     "schema infer": ("--out", "A CSV, TSV or Parquet file"),
     "prepare": ("section.key=value", "--data", "RECSYS_DATA", "--prepared", "--json"),
     "train": ("section.key=value", "--resume", "--name", "--data", "--runs", "exit code 75", "--json"),
+    "plan": ("--world-size", "--hbm", "--ranks-per-host", "FEATURE=N", "default: 25GB/s", "no store", "--json"),
     "evaluate": ("--split", "default: test", "--json"),
     "export": ("--out", "--label", "default: stable", "--json"),
     "bundle list": ("--json",),
@@ -24,6 +40,11 @@ COMMANDS = {
     "serve": ("--port", "--host", "--bundle", "--allow"),
     "retrieve": ("--k", "--user", "--history", "--feature", "--exclude", '"kind": "equal"', "--keep-seen", "--json"),
     "score": ("--items", "--column", "a JSON list with a value for each row", "--json"),
+    "laws": ("--set", "package.module:Name", "exit code 1", "current directory", "--json"),
+    "tables report": ("collisions", "--json"),
+    "tables suggest": ("SCHEMA|CONFIG", "--budget", "--ids", "FEATURE=N", "--width", "--data", "--json"),
+    "compress convert": ("--to", "--budget", "--set", "--name", "validation split", "--json"),
+    "doctor": ("--quick", "Under a minute", "exit code 1", "--json"),
 }
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from features.spec import parse_schema
-from recsys.embedding.collection import EmbeddingCollection, NonFiniteGradientError
+from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.optimizers import SGD
+from recsys.embedding.stores import NonFiniteGradientError
 from recsys.embedding.table import EmbeddingTable, Reader, Search, Store, TableSpec
 from recsys.phases import Phase, Until
 

@@ -74,7 +74,9 @@ def test_auto_splits_what_exceeds_a_fair_share() -> None:
     assert set(automatic_kinds(eight, 8).values()) == {"table_wise"}
     assert set(automatic_kinds(eight, 9).values()) == {"row_wise"}
     assert automatic_kinds(stores_of(big=(1000, 8), small=(10, 8)), 4) == {"big": "row_wise", "small": "table_wise"}
-    assert automatic_kinds(stores_of(few=(3, 512), more=(40, 4)), 4) == {"few": "table_wise", "more": "table_wise"}
+    for asked in ("auto", "row_wise"):
+        kinds = sharding_kinds(stores_of(few=(5, 512), more=(40, 512)), asked, ROW_WISE, 4)
+        assert kinds == {"few": "table_wise", "more": "row_wise"}, "blocks of two rows of five leave the last rank none"
     assert sharding_kinds(STORES, "auto", ROW_WISE, 2) == automatic_kinds(STORES[::-1], 2)
 
 
@@ -121,6 +123,13 @@ def test_parts_cover_a_store_once(kind: str, world_size: int) -> None:
         ]
         assert len(cells) == len(set(cells)) == store.num_embeddings * store.embedding_dim
         assert sum(found.weight_bytes(store).values()) >= 4 * len(cells)
+
+
+def test_a_rank_that_holds_nothing_has_an_empty_part() -> None:
+    found = Placement(kind="row_wise", ranks=(0, 1, 2))
+    assert found.part_of(STORES[0], 2) == (range(68, 100), range(16))
+    assert found.part_of(STORES[0], 3) == (range(0), range(0))
+    assert (found.split_dim, Placement(kind="column_wise", ranks=(0, 1)).split_dim) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The sharded backend on two ranks equals the plain one in one process: forward, steps, state, at any placement."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from recsys.embedding import sharded
 from recsys.embedding.collection import EmbeddingCollection, Sharding
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import SGD, Adagrad, Adam, RowWiseAdagrad, TableOptimizer
-from recsys.embedding.parts import own_part
-from recsys.embedding.table import Constant, Normal, TableSpec
+from recsys.embedding.planner import Workload, plan
+from recsys.embedding.step_time import Cluster
+from recsys.embedding.table import Constant, Normal, Store, TableSpec
 from recsys.embedding.unified import UnifiedTable
 from recsys.training.checkpoint import Checkpoints
 from tests.recsys.two_ranks import free_port, run_on_two_ranks
@@ -49,7 +50,7 @@ SPECS: dict[str, TableSpec] = {
     "ids": UnifiedTable(num_embeddings=19, chunk_dim=10),
 }
 MIXED = {"odd.item": "row_wise", "ids": "row_wise", "single.bias": "row_wise"}
-SHARDINGS: dict[str, Sharding] = {"rows": "row_wise", "tables": "table_wise", "mixed": MIXED, "auto": "auto"}
+SHARDINGS: dict[str, Sharding] = {"rows": "row_wise", "tables": "table_wise", "mixed": MIXED}
 COLUMNS: dict[str, Sharding] = {"columns": "column_wise", "some": MIXED | {"thirty.tag": "column_wise"}}
 ELEMENT_WISE: list[TableOptimizer] = [SGD(lr=0.3), Adagrad(lr=0.2)]
 OPTIMIZERS: list[TableOptimizer] = [*ELEMENT_WISE, RowWiseAdagrad(lr=0.2)]
@@ -181,24 +182,33 @@ def test_sharded_equals_plain_on_one_rank(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_sharded_equals_plain_on_two_ranks(tmp_path: Path) -> None:
-    run_on_two_ranks(check_everything, str(tmp_path))
-    for optimizer in (RowWiseAdagrad(lr=0.2), ELEMENT_WISE[1]):
-        for name in shardings_of(optimizer):
-            check_state_of_two_ranks(tmp_path / type(optimizer).__name__ / name, optimizer)
+    run_on_two_ranks(check_everything, str(tmp_path), timeout_s=300)
+    check_states_of_two_ranks(tmp_path)
+
+
+@pytest.mark.slow
+def test_every_placement_loads_every_other(tmp_path: Path) -> None:
+    run_on_two_ranks(check_every_pair, str(tmp_path), timeout_s=600)
+    check_states_of_two_ranks(tmp_path)
+
+
+def check_every_pair(folder: str) -> None:
+    for optimizer in (RowWiseAdagrad(lr=0.2), *ELEMENT_WISE):
+        kinds = list(shardings_of(optimizer))
+        check_pairs(Path(folder), optimizer, dict.fromkeys(kinds, kinds))
 
 
 def check_everything(folder: str) -> None:
     checks: list[Callable[[], None]] = [
         check_initial_values, check_training, check_column_split, check_bags_of_one_row, check_lookup_without_gradient,
         check_unread_vectors, check_second_lookup, check_sub_batches, check_row_norms, check_bytes, check_frozen,
-        check_refusals,
+        check_refusals, check_automatic, check_planned_bytes,
     ]  # fmt: skip
-    import time, functools
-    P=Path(folder)
-    for check in [*checks, functools.partial(check_checkpoints,P), functools.partial(check_torch_checkpoints,P), functools.partial(check_loading_one_process,P)]:
-        t=time.time(); c=time.process_time()
+    for check in checks:
         check()
-        open(f"/tmp/w/plan/times{distributed.rank()}","a").write(f"{check} {time.time()-t:.2f} {time.process_time()-c:.2f}\n")
+    check_checkpoints(Path(folder))
+    check_torch_checkpoints(Path(folder))
+    check_loading_one_process(Path(folder))
 
 
 def check_initial_values() -> None:
@@ -239,7 +249,7 @@ def check_padding(model: EmbeddingCollection) -> None:
     assert isinstance(model.backend, sharded.ShardedStores)
     for exchange in model.backend._exchanges:
         for store in exchange.stores:
-            _, columns = own_part(store, exchange.placements[store.name])
+            _, columns = exchange.placements[store.name].part_of(store, distributed.rank())
             assert not exchange.weights[store.name][:, len(columns) :].any()
 
 
@@ -345,6 +355,20 @@ def check_bytes() -> None:
     assert not list(model.parameters())
 
 
+def check_planned_bytes() -> None:
+    """What a plan says of each rank is what lies there."""
+    optimizer = ELEMENT_WISE[1]
+    cluster = Cluster(world_size=2, ranks_per_host=2)
+    for sharding in ("column_wise", MIXED):
+        model = collection("sharded", optimizer, sharding)
+        assert isinstance(model.backend, sharded.ShardedStores)
+        workload = Workload(stores=list(model.stores.values()), optimizer=optimizer, accesses={}, batch_size=1)
+        planned = plan(workload, sharding, cluster).ranks[distributed.rank()]
+        states = [state for each in model.backend._exchanges for held in each.states.values() for state in held]
+        assert planned.weights == model.training_bytes()
+        assert planned.state == sum(state.nbytes for state in states)
+
+
 def check_frozen() -> None:
     batch = next(global_batches())
     for sharding in shardings_of(ELEMENT_WISE[0]).values():
@@ -370,21 +394,38 @@ def check_refusals() -> None:
 
 
 def check_checkpoints(folder: Path) -> None:
-    """Save after five steps: a placement loads the bits of itself and of the one before, and takes the same step."""
-    for optimizer in (RowWiseAdagrad(lr=0.2), ELEMENT_WISE[1]):
-        kinds = shardings_of(optimizer)
-        for kind, other in zip(kinds, [*list(kinds)[1:], next(iter(kinds))], strict=True):
-            model = trained(kinds[kind], optimizer)
-            saved = whole_state(model)
-            Checkpoints(folder / type(optimizer).__name__ / kind).save(model.state(), {})
-            loss = train_step(model, ranks_part(next(global_batches())))
-            for target in (kind, other):
-                fresh = collection("sharded", optimizer, kinds[target])
-                fresh.load_state(Checkpoints(folder / type(optimizer).__name__ / kind).load("last", into=fresh.state()))
-                check_same_bits(whole_state(fresh), saved)
-                close(train_step(fresh, ranks_part(next(global_batches()))), loss)
-                if target == kind:
-                    check_same_bits(whole_state(fresh), whole_state(model))
+    """Each of a few placements loads itself and the next."""
+    for optimizer, kinds in (
+        (RowWiseAdagrad(lr=0.2), ["rows", "tables", "mixed"]),
+        (ELEMENT_WISE[1], ["tables", "columns", "some"]),
+    ):
+        following = [*kinds[1:], kinds[0]]
+        check_pairs(folder, optimizer, {kind: [kind, after] for kind, after in zip(kinds, following, strict=True)})
+
+
+def check_automatic() -> None:
+    """Said nothing, what is more than half of all bytes lies on both ranks, and the rest on one each."""
+    stores = [Store(name=name, num_embeddings=n, embedding_dim=4) for name, n in (("a", 90), ("b", 9), ("c", 8))]
+    found = sharded.ShardedStores(stores, SGD(lr=0.1), seed=0).placements
+    assert {name: placement.ranks for name, placement in found.items()} == {"a": (0, 1), "b": (0,), "c": (1,)}
+
+
+def check_pairs(folder: Path, optimizer: TableOptimizer, targets: Mapping[str, Sequence[str]]) -> None:
+    """Save after five steps: others load the same bits and take the same step; the same one goes on bit for bit."""
+    shardings = shardings_of(optimizer)
+    for kind, others in targets.items():
+        model = trained(shardings[kind], optimizer)
+        saved = whole_state(model)
+        checkpoints = Checkpoints(folder / type(optimizer).__name__ / kind)
+        checkpoints.save(model.state(), {})
+        loss = train_step(model, ranks_part(next(global_batches())))
+        for other in others:
+            fresh = collection("sharded", optimizer, shardings[other])
+            fresh.load_state(checkpoints.load("last", into=fresh.state()))
+            check_same_bits(whole_state(fresh), saved)
+            close(train_step(fresh, ranks_part(next(global_batches()))), loss)
+            if other == kind:
+                check_same_bits(whole_state(fresh), whole_state(model))
 
 
 def trained(sharding: Sharding, optimizer: TableOptimizer | None = None) -> EmbeddingCollection:
@@ -408,7 +449,7 @@ def check_loading_one_process(folder: Path) -> None:
     for batch in global_batches():
         global_loss(plain, batch)
     Checkpoints(folder / "plain").save(plain.state(), {})
-    for sharding in shardings_of(ELEMENT_WISE[1]).values():
+    for sharding in (MIXED, COLUMNS["some"]):
         model = collection("sharded", ELEMENT_WISE[1], sharding)
         Checkpoints(folder / "plain").load("last", into=model.state())
         check_same_bits(whole_state(model), plain.state())
@@ -426,13 +467,17 @@ def check_same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         assert torch.equal(found[name], expected[name]), name
 
 
-def check_state_of_two_ranks(folder: Path, optimizer: TableOptimizer) -> None:
+def check_states_of_two_ranks(folder: Path) -> None:
     """In one process: plain and fused load what two ranks saved, and both take the same next step."""
-    saved = Checkpoints(folder).load("last")
-    losses = []
-    for backend in ("plain", "fused"):
-        model = collection(backend, optimizer)
-        model.load_state(saved)
-        check_same_bits(model.state(), saved)
-        losses.append(global_loss(model, next(global_batches())))
-    close(losses[0], losses[1])
+    optimizers = {type(optimizer).__name__: optimizer for optimizer in OPTIMIZERS}
+    found = [path for name in optimizers for path in sorted((folder / name).glob("*"))]
+    assert len(found) >= 6
+    for path in found:
+        saved = Checkpoints(path).load("last")
+        losses = []
+        for backend in ("plain", "fused"):
+            model = collection(backend, optimizers[path.parent.name])
+            model.load_state(saved)
+            check_same_bits(model.state(), saved)
+            losses.append(global_loss(model, next(global_batches())))
+        close(losses[0], losses[1])

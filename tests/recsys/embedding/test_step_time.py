@@ -74,7 +74,7 @@ def test_one_rank_exchanges_nothing() -> None:
 )
 def test_a_cluster_that_cannot_be_is_refused(settings: dict[str, int], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        replace(CLUSTER, **settings)  # type: ignore[arg-type]
+        replace(CLUSTER, **settings)
 
 
 def test_a_cluster_smaller_than_a_host_is_one_host() -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -58,7 +59,7 @@ def test_marks_keep_order_and_stay_within_the_axes(log: bool) -> None:
 
 def test_log_axis_sets_powers_equally_apart() -> None:
     places = [x for x, _ in circles(plot(*(point(10.0**power, 0.5) for power in range(4)), log=True))]
-    steps = [right - left for left, right in zip(places, places[1:], strict=False)]
+    steps = [right - left for left, right in pairwise(places)]
     assert steps == pytest.approx([steps[0]] * 3, abs=0.2)
 
 
