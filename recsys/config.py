@@ -53,8 +53,9 @@ class TablesConfig(Value):
     """`[tables]`: the backend of all tables, and one section for each table specification that the schema names.
 
     sharding, for the sharded backend alone: "auto" (the default: large stores row-wise, the others whole on one rank),
-    "row_wise", "table_wise" or "column_wise" (sgd and adagrad only), or one of them for each store by name; a store that
-    is not named is "auto". `recsys plan` shows what that comes to, and also plans "table_row_wise", which does not train.
+    "row_wise", "table_wise" or "column_wise" (sgd and adagrad only), or one of them for each store by name; a store
+    that is not named is "auto". `recsys plan` shows what that comes to; it also plans "table_row_wise", which does not
+    train.
     """
 
     backend: Literal["plain", "fused", "sharded"] = "fused"

@@ -8,8 +8,9 @@ initial values. Other tables (products, sums, projections) are fitted by Adam on
 that is multilinear in its rows has local minima, so that is an approximation of the least squares.
 
 What is lost is measured, not promised: vectors of different readers have no common axes, so a multiplexed store filled
-this way confuses what training from the start would have kept apart. It is meant for precision, for few collisions,
-and as a warm start. Methods that search or train in stages are refused: what they find is found in training.
+this way confuses what training from the start would have kept apart. It is meant for tables with few collisions, and
+as a start for training. Another precision of the same rows is no matter of fitting (`recorded.py`). Methods that search
+or train in stages are refused: what they find is found in training.
 
 Shapes: N ids of a reader, P accesses of a store per id, d its width, D width of a vector, M rows of a store.
 """

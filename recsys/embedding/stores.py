@@ -192,7 +192,7 @@ class NonFiniteGradientError(ValueError):
 
 
 def watched(store: str, vectors: list[Tensor], max_norm: float | None) -> list[Tensor]:
-    """The same vectors, whose gradients are checked, and clipped row by row to max_norm, before they reach the store."""
+    """The vectors, whose gradients are checked, and clipped row by row to max_norm, before they reach the store."""
 
     def watch(grad: Tensor) -> Tensor | None:
         if not math.isfinite(float(grad.sum())):

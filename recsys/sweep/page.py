@@ -14,6 +14,7 @@ from recsys.sweep.cell import BATCH, REPEATS
 from recsys.sweep.summary import CONFIDENCE, Advice, Row, Summary
 
 NUMERIC = ("test", "validation", "served", "of float32", "µs/id", "training", "peak", "seconds", "seeds")
+PAGE_ONLY = ("peak", "seconds")
 COSTS: Mapping[str, tuple[str, Callable[[Row], float], Callable[[float], str]]] = {
     "served bytes": ("served bytes of the tables, on disk (log)", lambda row: row.served, bytes_text),
     "lookup time": ("lookup, CPU microseconds per id, one thread (log)", lambda row: row.lookup_us, "{:.3g} µs".format),
@@ -61,8 +62,9 @@ def page(summary: Summary, advice: Sequence[Advice], story: Story) -> Page:
 
 
 def table_rows(summary: Summary) -> list[dict[str, str]]:
-    """The finished rows, in words and numbers."""
-    return [_cells(row, summary) for row in summary.finished]
+    """The finished rows, in words and numbers, without the columns that a terminal is too narrow for."""
+    cells = [_cells(row, summary) for row in summary.finished]
+    return [{name: text for name, text in row.items() if name not in PAGE_ONLY} for row in cells]
 
 
 def values(summary: Summary, advice: Sequence[Advice]) -> dict[str, Any]:
