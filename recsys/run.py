@@ -10,6 +10,7 @@ Training has one or two stages. `select` trains on the train split and watches a
 The test split is read by `evaluate` alone.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,13 @@ class Run:
             )
         if self.state.data_hash != self.prepared.content_hash:
             raise ConfigError(f"{self.folder} was started on other prepared data; remove it or choose another --name")
+
+    def copy(self, folder: Path, config: RunConfig) -> None:
+        """Write this finished run again under a config that trains the same and serves at another precision."""
+        with storage.folder_aside(folder) as aside:
+            shutil.copytree(self.folder / "checkpoints", aside / "checkpoints")
+            storage.write_json(aside / "run.json", vars(self.state))
+            storage.write_text(aside / "config.json", config.to_json())
 
     # --- training ---
 

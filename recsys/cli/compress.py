@@ -24,7 +24,7 @@ from recsys.run import Run
 from recsys.sweep.folder import Sweep
 from recsys.sweep.outcome import Outcome
 from recsys.sweep.page import Story, page, table_rows, values
-from recsys.sweep.plan import Cell, Grid, check_budgets, dense_bytes, limit_of, shapes
+from recsys.sweep.plan import Cell, Grid, cell_config, check_budgets, dense_bytes, limit_of
 from recsys.sweep.summary import Advice, Limits, Summary
 from recsys.training.checks import check_settings
 from recsys.training.trainer import LOWER_IS_BETTER, Interrupted
@@ -37,7 +37,9 @@ SEEDS, QUICK_SEEDS, QUICK_EPOCHS = 3, 1, 2
 NOTHING_FINISHED = 1
 
 BudgetsOption = Annotated[str | None, typer.Option("--budgets", help=f"Shares or bytes; default {BUDGETS}.")]
-MethodsOption = Annotated[str, typer.Option("--methods", help="Names with commas between them, or all.")]
+MethodsOption = Annotated[
+    str, typer.Option("--methods", help="Names with commas between them, or all; unified/2: in two chunks.")
+]
 PrecisionsOption = Annotated[
     str | None, typer.Option("--precisions", help=f"Of the methods' served rows; default {PRECISIONS}.")
 ]
@@ -161,7 +163,8 @@ class _Sweeping:
     def __init__(self, settings: RunConfig, data: Prepared, grid: Grid, folder: Path, bounds: _Bounds) -> None:
         for split in ("validation", "test"):
             data.view(split)  # a sweep chooses by one and shows the other
-        shapes(settings, data.schema)
+        for cell in grid.cells():
+            cell_config(cell, settings, data.schema)
         self.sweep = Sweep(folder, settings, data, grid.cells())
         self.grid = grid
         self.bounds = bounds

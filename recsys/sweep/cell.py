@@ -24,6 +24,7 @@ from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.layout import Layout
 from recsys.models.interface import Ranker, Retriever
 from recsys.run import Run
+from recsys.run_state import read_config
 from recsys.sweep.outcome import Lookup, Outcome, Sizes
 from recsys.sweep.plan import dense_specs
 from recsys.training.checks import check_settings
@@ -39,18 +40,33 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A cell for another process, in plain values: the two configs of `run_cell` as JSON, and paths."""
+    """A cell for another process, in plain values: the two configs of `run_cell` as JSON, and paths.
+
+    trained: the folder of a finished run that trained the same rows, "" where there is none.
+    """
 
     config: str
     sweep_config: str
     prepared: str
     folder: str
+    trained: str = ""
 
 
 def run_task(task: Task, tell: Tell) -> Outcome:
     """`run_cell` of what the task names; the sweep has verified the prepared data."""
     configs = RunConfig.from_json(task.config), RunConfig.from_json(task.sweep_config)
-    return run_cell(*configs, Path(task.folder), Prepared.open(task.prepared, verify=False), tell)
+    folder, prepared = Path(task.folder), Prepared.open(task.prepared, verify=False)
+    if task.trained and not folder.exists():
+        _copy_trained(Path(task.trained), folder, configs[0], prepared)
+    return run_cell(*configs, folder, prepared, tell)
+
+
+def _copy_trained(trained: Path, folder: Path, config: RunConfig, prepared: Prepared) -> None:
+    """Take the training of another cell, if it has finished; otherwise this cell trains for itself."""
+    if (trained / "config.json").exists():
+        run = Run(trained, read_config(trained / "config.json"), prepared)
+        if run.finished:
+            run.copy(folder, config)
 
 
 def run_cell(config: RunConfig, sweep_config: RunConfig, folder: Path, prepared: Prepared, tell: Tell) -> Outcome:

@@ -80,11 +80,13 @@ class Sweep:
 
     def _run(self, cell: Cell, tell: Shown) -> Outcome:
         config = self._config_of(cell)
+        trained = cell.trained_as
         task = Task(
             config=config.to_json(),
             sweep_config=self.config.to_json(),
             prepared=str(self.prepared.path.resolve()),
             folder=str(self.folder / "runs" / cell.name),
+            trained=str(self.folder / "runs" / trained.name) if trained else "",
         )
         try:
             return run_in_process(run_task, task, self._log(cell), lambda note: tell(cell, note))

@@ -5,7 +5,7 @@ A method without a `budget` setting, which reaches what it reaches, is one cell 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,6 +22,7 @@ from recsys.embedding.unified import UnifiedTable
 
 DENSE = "dense"
 ALL = "all"
+IN_CHUNKS = "/"
 VARIANTS: dict[str, tuple[str, Mapping[str, Any]]] = {"unified_twin": ("unified", {"multiplexed": False})}
 CHUNKS = (3, 2, 1)  # where the config has none: the most that divide the width
 OWN_SIZES = ("num_embeddings",)  # settings that a budget takes the place of
@@ -37,10 +38,16 @@ class Cell:
     seed: int
 
     @property
+    def trained_as(self) -> "Cell | None":
+        """The cell whose training is this one's too: rows for every id train alike at whatever precision they serve."""
+        rounded = self.method == DENSE and self.precision != PRECISIONS[0]
+        return replace(self, precision=PRECISIONS[0]) if rounded else None
+
+    @property
     def name(self) -> str:
         """A name for files: "hash-10pct-float32-seed1"."""
         budget = self.budget.replace("%", "pct").replace(" ", "")
-        method = self.method.replace(":", ".")
+        method = self.method.replace(":", ".").replace(IN_CHUNKS, "_in")
         return "-".join(part for part in (method, budget, self.precision, f"seed{self.seed}") if part)
 
 
@@ -94,6 +101,20 @@ class Shape:
         """Floats of a vector."""
         return self.chunk_dim * self.chunks
 
+    def in_chunks(self, chunks: int) -> "Shape":
+        """The same width in so many chunks."""
+        if self.embedding_dim % chunks:
+            raise ConfigError(f"vectors of {self.embedding_dim} floats cannot be in {chunks} equal chunks")
+        return Shape(chunk_dim=self.embedding_dim // chunks, chunks=chunks)
+
+
+def split_method(method: str) -> tuple[str, int | None]:
+    """Of "unified/2", a method whose vectors are to be in two chunks: its name and the 2; of others None."""
+    name, sign, count = method.partition(IN_CHUNKS)
+    if sign and not (count.isdecimal() and int(count)):
+        raise ConfigError(f"method {method!r}: after {IN_CHUNKS!r} stands a number of chunks, as in 'unified/2'")
+    return name, int(count) if sign else None
+
 
 def has_budget(method: str) -> bool:
     """Whether a method's size can be chosen."""
@@ -102,7 +123,8 @@ def has_budget(method: str) -> bool:
 
 def method_class(method: str) -> type[TableSpec]:
     """The specification of a method, of a variant of one, or of the user's "package.module:Name"."""
-    return table_class(VARIANTS[method][0] if method in VARIANTS else method)
+    name, _ = split_method(method)
+    return table_class(VARIANTS[name][0] if name in VARIANTS else name)
 
 
 def shapes(config: RunConfig, schema: FeatureSchema) -> dict[str, Shape]:
@@ -165,8 +187,11 @@ def _shape(name: str, spec: TableSpec, schema: FeatureSchema) -> Shape:
 
 def _section(cell: Cell, given: TableConfig, shape: Shape) -> TableConfig:
     """A method's settings: those it has of ours, and what the config already says of the same method."""
-    method, special = VARIANTS.get(cell.method, (cell.method, {}))
+    name, chunks = split_method(cell.method)
+    method, special = VARIANTS.get(name, (name, {}))
+    shape = shape if chunks is None else shape.in_chunks(chunks)
     ours: dict[str, Any] = {"embedding_dim": shape.embedding_dim, "chunk_dim": shape.chunk_dim, "chunks": shape.chunks}
+    ours |= {} if chunks is None else {"num_chunks": chunks}
     ours |= {"init": given.options["init"]} if "init" in given.options else {}
     ours |= {"budget": cell.budget} if cell.budget else {}
     kept = {key: value for key, value in given.options.items() if given.method == method and key not in OWN_SIZES}
@@ -186,13 +211,15 @@ def _names(text: str, option: str) -> list[str]:
 
 def _methods(names: Sequence[str]) -> tuple[str, ...]:
     ours = [name for name in (*COMPRESSIONS, *VARIANTS) if name != DENSE]
-    for name in names:
+    for name, chunks in map(split_method, names):
         if name not in (ALL, DENSE, *ours) and ":" not in name:
             near = get_close_matches(name, [ALL, *ours], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"there is no method {name!r}{hint}; there are {', '.join(ours)}, or all")
         if ":" in name:
             table_class(name)
+        if chunks is not None and not {"chunks", "num_chunks"} & method_class(name).model_fields.keys():
+            raise ConfigError(f"method {name!r} has no chunks: {IN_CHUNKS!r} is for unified, unified_twin and robe")
     chosen = [method for name in names for method in (ours if name == ALL else [name])]
     return tuple(dict.fromkeys(method for method in chosen if method != DENSE))
 

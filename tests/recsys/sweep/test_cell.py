@@ -12,7 +12,7 @@ from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.dense import DenseTable
 from recsys.models.interface import Ranker
 from recsys.run import Run
-from recsys.sweep.cell import BATCH, measure_lookup, run_cell, sample_ids
+from recsys.sweep.cell import BATCH, Task, measure_lookup, run_cell, run_task, sample_ids
 from recsys.sweep.outcome import Outcome
 from recsys.sweep.plan import Cell, cell_config
 from tests.recsys.sweep.small_sweep import small_sweep
@@ -56,6 +56,26 @@ def test_cell_that_is_finished_is_read_again(made: Made, tmp_path: Path) -> None
     assert (first.peak_bytes or 0) > 0
     assert again.peak_bytes is None  # this process did not train
     assert (again.test, again.sizes, again.seconds) == (first.test, first.sizes, first.seconds)
+
+
+def test_rounded_collisionless_rows_are_those_of_the_float32_training(made: Made, tmp_path: Path) -> None:
+    config, prepared = made
+    cells = {p: Cell(method="dense", budget="", precision=p, seed=1) for p in ("float32", "int4")}  # type: ignore[arg-type]
+    assert cells["int4"].trained_as == cells["float32"]
+    assert cells["float32"].trained_as is None
+    _, alone, _ = run(made, tmp_path / "alone", method="dense", budget="", precision="int4")
+    _, first, _ = run(made, tmp_path, method="dense", budget="")
+    rounded = cell_config(cells["int4"], config, prepared.schema)
+    task = Task(
+        config=rounded.to_json(),
+        sweep_config=config.to_json(),
+        prepared=str(prepared.path),
+        folder=str(tmp_path / "int4"),
+        trained=str(tmp_path / cells["float32"].name),
+    )
+    found = run_task(task, lambda note: None)
+    assert found.test == alone.test != first.test
+    assert found.peak_bytes is None  # nothing was trained
 
 
 def test_cell_out_of_reach_says_the_minimum(made: Made, tmp_path: Path) -> None:

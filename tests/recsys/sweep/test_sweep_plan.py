@@ -72,6 +72,8 @@ def test_cells_have_names_of_their_own() -> None:
     ("options", "says"),
     [
         ({"methods": "unifed"}, "there is no method 'unifed'; did you mean 'unified'?"),
+        ({"methods": "hash/2"}, "method 'hash' has no chunks"),
+        ({"methods": "unified/0"}, "after '/' stands a number of chunks"),
         ({"methods": "hash,,unified"}, "--methods 'hash,,unified'"),
         ({"methods": "nowhere.tables:Mine"}, "'nowhere.tables:Mine' cannot be imported"),
         ({"budgets": "10"}, "--budgets: budget '10' must be a positive number with one of %"),
@@ -114,6 +116,17 @@ def test_unified_keeps_the_config_s_chunks_and_the_twin_is_not_multiplexed(
     }
     assert dict(twin) == dict(one) | {"multiplexed": False}
     assert "num_embeddings" not in one
+
+
+def test_methods_take_the_chunks_that_are_asked_for(config: RunConfig, schema: FeatureSchema) -> None:
+    names = ("unified/4", "unified_twin/1", "robe/4")
+    four, twin, robe = (cell_config(cell(name), config, schema).tables.specs["ids"].options for name in names)
+    assert (four["chunks"], four["chunk_dim"]) == (4, 2)
+    assert (twin["chunks"], twin["chunk_dim"], twin["multiplexed"]) == (1, 8, False)
+    assert (robe["num_chunks"], robe["embedding_dim"]) == (4, 8)
+    assert cell("unified/4").name == "unified_in4-10pct-float32-seed3"
+    with pytest.raises(ConfigError, match="vectors of 8 floats cannot be in 3 equal chunks"):
+        cell_config(cell("unified/3"), config, schema)
 
 
 @pytest.mark.parametrize(("width", "chunks"), [(30, 3), (16, 2), (7, 1)])
