@@ -87,7 +87,9 @@ class FeatureSpec(Value):
         return self
 
     def _faults(self) -> Iterator[str]:
-        for key, name in (("name", self.name), ("vocabulary", self.vocabulary or "_"), ("shares", self.shares or "_")):
+        table = "_" if self.table is None else self.table
+        names = {"name": self.name, "vocabulary": self.vocabulary or "_", "shares": self.shares or "_", "table": table}
+        for key, name in names.items():
             if not re.fullmatch(r"\w[\w-]*", name):
                 yield f"{key} {name!r} must consist of letters, digits, '_' and '-' (`column` may be anything)"
         yield from self._table_faults()

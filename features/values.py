@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+LONGEST = 60  # characters shown of what came
+SAYS_ALL = ("missing", "value_error")  # nothing came, and validators of ours, which say it themselves
+
 
 class Value(BaseModel):
     """A frozen value object that refuses fields it does not know."""
@@ -16,11 +19,14 @@ class Value(BaseModel):
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a pydantic error in one line; for an unknown key, with the nearest valid name."""
+    """The first fault of a pydantic error in one line, with what came; the nearest valid name for an unknown key."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] not in SAYS_ALL:
+            came = repr(first["input"])
+            message += f", got {came[:LONGEST]}{'...' * (len(came) > LONGEST)}"
         return f"{place}: {message}" if place else message
     key = str(first["loc"][-1])
     valid = sorted(_fields_at(model, first["loc"][:-1]))

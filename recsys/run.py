@@ -4,6 +4,7 @@
                 run.json        the prepared data's path and hash, the stage (select, refit, finished), what was found
                 metrics.jsonl   one line per logged step and evaluation
                 checkpoints/    of each stage
+                reports/        what `evaluate` found, by split
 
 Training has one or two stages. `select` trains on the train split and watches a metric on the validation split; with
 `training.refit` a second pass, `refit`, trains a new model on train + validation for as many epochs as were best.
@@ -13,6 +14,7 @@ The test split is read by `evaluate` alone.
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from recsys.training.checkpoint import Checkpoints
 from recsys.training.checks import check_settings, check_splits
 from recsys.training.optimizers import make_optimizer
 from recsys.training.state import load_model, restart
-from recsys.training.trainer import LOWER_IS_BETTER, Evaluate, Observer, Progress, Settings, Trainer, evaluated
+from recsys.training.trainer import Evaluate, Observer, Progress, Settings, Trainer, evaluated, higher_is_better
 
 Model = Ranker | Recommender
 
@@ -180,7 +182,7 @@ class Run:
         evaluate = None
         if "validation" in self.prepared.splits:
             check_metric(self.metric, model, self.config.evaluation.k)
-            evaluate = lambda: self._validate(model, view)  # noqa: E731
+            evaluate = partial(self._validate, model, view)
         trainer = self._trainer(SELECT, model, view, until, evaluate, observers)
         self._begin()
         progress = trainer.fit()
@@ -259,7 +261,7 @@ class Run:
                 weights=collection.live_weights,
                 evaluate=None if evaluate is None else lambda: evaluated(model, evaluate),
                 metric=self.metric,
-                higher_is_better=self.metric.partition("[")[0] not in LOWER_IS_BETTER,
+                higher_is_better=higher_is_better(self.metric),
                 restart=start_again,
                 seed=self.config.seed,
             )

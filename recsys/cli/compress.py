@@ -101,8 +101,8 @@ def sweep(
         settings = _settings(config, overrides or [], quick)
         grid = Grid.parse(
             methods=methods,
-            budgets=budgets or (QUICK_BUDGETS if quick else BUDGETS),
-            precisions=precisions or (QUICK_PRECISIONS if quick else PRECISIONS),
+            budgets=(QUICK_BUDGETS if quick else BUDGETS) if budgets is None else budgets,
+            precisions=(QUICK_PRECISIONS if quick else PRECISIONS) if precisions is None else precisions,
             seeds=(QUICK_SEEDS if quick else SEEDS) if seeds is None else seeds,
             first_seed=settings.seed,
         )

@@ -5,6 +5,7 @@ with time left and throughput, elsewhere plain lines every few seconds.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ LOST_RANK = 1
 INTERRUPTED = 75
 PLAIN_EVERY_S = 5.0
 PLAIN_WIDTH = 140
+NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")  # torch has no class of its own for the first
 
 console = Console(stderr=True, highlight=False)
 
@@ -70,6 +72,9 @@ def user_errors() -> Iterator[None]:
         _say_once(one_line(error), unanswered=False)
         raise typer.Exit(USER_ERROR) from None
     except RuntimeError as error:
+        if NO_MEMORY.search(str(error)):
+            _say_once(f"out of memory: {one_line(error)}", unanswered=False)
+            raise typer.Exit(USER_ERROR) from None
         if not distributed.is_lost_rank(error):
             raise
         _say_once("another rank has ended or cannot be reached; continue with --resume", unanswered=True)

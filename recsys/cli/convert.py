@@ -6,6 +6,7 @@ its tables, its checkpoint their values, so that it is evaluated, exported and s
 says where it comes from and what it lost. The folder appears whole or not at all.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from recsys.cli.train import RunArgument
 from recsys.compression import make_specs, table_class
 from recsys.compression.convert import convert_tables
 from recsys.compression.recorded import RecordedTables, served_in
-from recsys.config import ConfigError, RunConfig, TableConfig, parse_options, parse_override
+from recsys.config import NAME, ConfigError, RunConfig, TableConfig, parse_options, parse_override
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.precision import PRECISIONS, Precision
 from recsys.embedding.table import TableSpec
@@ -64,13 +65,25 @@ def convert(
     """
     with user_errors():
         values = parse_settings(settings) | ({} if budget is None else {"budget": budget})
-        folder = run.parent / (name or f"{run.name}_{to.rpartition(':')[2]}")
-        summary = Conversion(to, values).run(Run.open(run), folder)
+        trained = Run.open(run)
+        _check_target(to)
+        named = f"{run.name}_{to.rpartition(':')[2]}" if name is None else name
+        if not re.match(NAME, named):
+            raise ConfigError(f"--name {named!r} is not the name of one folder, which stands beside {run}")
+        summary = Conversion(to, values).run(trained, run.parent / named)
         if json:
             print_json(summary)
             return
         for key, value in summary.items():
             say(f"{key}: {value}")
+
+
+def _check_target(to: str) -> None:
+    try:
+        if to not in PRECISIONS:
+            table_class(to)
+    except ConfigError as error:
+        raise ConfigError(f"--to is a precision ({', '.join(PRECISIONS)}) or a table method: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from recsys.cli.console import INTERRUPTED, Meter, print_json, print_table, say,
 from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
 from recsys.config import RunConfig, load_config
 from recsys.run import Run, describe_run
+from recsys.run_state import SELECT
 from recsys.training.checks import check_settings
 from recsys.training.trainer import Interrupted, Progress
 
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder for runs.")]
 LOG_EVERY_S = 5.0
+TRAIN = "train"  # the phase of a model that has one
 PATIENCE_S = 86_400.0  # rank 0 may prepare data for hours; that a rank has ended is seen at once
 
 
@@ -114,7 +116,7 @@ class Watcher:
         self.rows += rows
         seconds = time.monotonic() - self.since
         note = f"loss {loss:.4f}, {self.rows / max(seconds, 1e-9):,.0f} rows/s"
-        self.meter.update(f"{self.stage}, epoch {progress.epoch + 1}", progress.batch, total_batches, note)
+        self.meter.update(f"{self._place(progress)}epoch {progress.epoch + 1}", progress.batch, total_batches, note)
         if seconds > LOG_EVERY_S:
             self._log(progress, {"loss": loss, "rows_per_s": round(self.rows / seconds)})
             self.rows, self.since = 0, time.monotonic()
@@ -123,9 +125,14 @@ class Watcher:
         """Say and log the validation metrics."""
         self._begin(progress, before=progress.step)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        say(f"epoch {progress.epoch + 1}: {shown}{' (best)' if best else ''}")
+        say(f"{self._place(progress)}epoch {progress.epoch + 1}: {shown}{' (best)' if best else ''}")
         self._log(progress, dict(metrics) | {"best": float(best)})
         self.rows, self.since = 0, time.monotonic()
+
+    def _place(self, progress: Progress) -> str:
+        """The run's stage and the model's phase, where there are several."""
+        names = [name for name in (self.stage, progress.name) if name not in (SELECT, TRAIN)]
+        return "".join(f"{name}, " for name in names)
 
     def close(self) -> None:
         """Take the progress bar away."""

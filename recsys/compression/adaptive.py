@@ -16,20 +16,21 @@ from math import ceil
 from typing import Any, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from features.hashes import mix64
-from recsys.embedding.budget import budget_bytes, parse_budget, solve
+from recsys.compression.budgeted import BudgetedTable
+from recsys.embedding.budget import solve
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Init, Reader, Store, TableSpec, Uniform, known_num_embeddings
+from recsys.embedding.table import EmbeddingTable, Reader, Store
 from recsys.embedding.unified import SALT_BYTES, HashedChunks, salt_of
 
 INT32_IDS = 2**31
 
 
-class AdaptTable(TableSpec):
+class AdaptTable(BudgetedTable):
     """One store, named as the specification, of as many rows as the budget pays for; `shared` of them are shared.
 
     budget: "158kB", or "10%" of what float32 rows for every id would take; where it pays for all rows, all have them.
@@ -44,20 +45,11 @@ class AdaptTable(TableSpec):
         AdaptTable(embedding_dim=16, budget="10%", shared=0.2)
     """
 
-    embedding_dim: int = Field(ge=1)
-    budget: str
     shared: float = Field(default=0.2, gt=0, lt=1)
-    init: Init = Uniform()
-
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str) -> str:
-        parse_budget(budget)
-        return budget
 
     def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
         """One table per reader; ValueError for a budget below one row, and where ids were not counted."""
-        most, full = self.max_bytes(name, readers), self._full_bytes(name, readers)
+        most, full = self.max_bytes(name, readers), sum(self.full_bytes(name, reader) for reader in readers)
         if most >= full:
             dense = DenseTable(embedding_dim=self.embedding_dim, init=self.init, precision=self.precision)
             return dense.build(name, readers, seed)
@@ -77,14 +69,6 @@ class AdaptTable(TableSpec):
             tables[reader.name] = _table(reader, store, hot[reader.name], (start, own), seed)
             start += len(hot[reader.name])
         return tables
-
-    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int:
-        """The budget."""
-        return budget_bytes(self.budget, name, dict.fromkeys(readers, self.embedding_dim))
-
-    def _full_bytes(self, name: str, readers: Sequence[Reader]) -> int:
-        rows = sum(known_num_embeddings(name, f"budget {self.budget}", reader) for reader in readers)
-        return rows * row_bytes(self.embedding_dim, self.precision)
 
     def _num_own(self, rows: int) -> int:
         return rows - ceil(self.shared * rows)

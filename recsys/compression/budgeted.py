@@ -1,4 +1,4 @@
-"""What methods with tables of their own per vocabulary share: a budget, dealt to them, and a whole table where it fits.
+"""What methods share whose size is a budget, and what those share that deal it to the vocabularies, one by one.
 
 A budget is dealt in proportion to the bytes that the vocabularies take without compression (`recsys.embedding.budget`).
 A vocabulary whose share is enough for all its rows gets them: it is compressed only if that makes it smaller.
@@ -7,9 +7,9 @@ A vocabulary whose share is enough for all its rows gets them: it is compressed 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from recsys.embedding.budget import budget_bytes, parse_budget, share
+from recsys.embedding.budget import Budget, budget_bytes, share
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import row_bytes
 from recsys.embedding.table import EmbeddingTable, Init, Reader, Store, TableSpec, Uniform, known_num_embeddings
@@ -22,36 +22,39 @@ class BudgetedTable(TableSpec, ABC):
     """
 
     embedding_dim: int = Field(ge=1)
-    budget: str
+    budget: Budget
     init: Init = Uniform()
 
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str) -> str:
-        parse_budget(budget)
-        return budget
+    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int:
+        """The budget."""
+        return budget_bytes(self.budget, name, dict.fromkeys(readers, self.embedding_dim))
+
+    def full_bytes(self, name: str, reader: Reader) -> int:
+        """Served bytes of a row per id."""
+        rows = known_num_embeddings(name, f"budget {self.budget}", reader)
+        return rows * row_bytes(self.embedding_dim, self.precision)
+
+
+class DealtTable(BudgetedTable, ABC):
+    """A method that compresses each vocabulary by itself, within its share of the budget."""
 
     @abstractmethod
-    def least_bytes(self, reader: Reader) -> int:
-        """The smallest compressed table of a reader, in served bytes."""
+    def least_bytes(self, num_embeddings: int) -> int:
+        """Served bytes of the smallest compressed table of so many ids."""
 
     @abstractmethod
     def compressed(self, name: str, reader: Reader, most: int, seed: int) -> EmbeddingTable:
-        """The table of a reader in at most so many served bytes; stores are named by `store_name`."""
+        """The table of a reader in at most so many served bytes; its stores are made by `store`."""
 
     def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
         """One table per reader; ValueError naming the minimum when the budget is below it."""
         shares = self._shares(name, readers)
         return {
             reader.name: self.whole(name, reader)
-            if shares[reader.name] >= self._full_bytes(name, reader)
+            if shares[reader.name] >= self.full_bytes(name, reader)
             else self.compressed(name, reader, shares[reader.name], seed)
             for reader in readers
         }
-
-    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int:
-        """The budget."""
-        return budget_bytes(self.budget, name, dict.fromkeys(readers, self.embedding_dim))
 
     def whole(self, name: str, reader: Reader) -> EmbeddingTable:
         """A row per id."""
@@ -67,11 +70,8 @@ class BudgetedTable(TableSpec, ABC):
             precision=self.precision,
         )
 
-    def _full_bytes(self, name: str, reader: Reader) -> int:
-        rows = known_num_embeddings(name, f"budget {self.budget}", reader)
-        return rows * row_bytes(self.embedding_dim, self.precision)
-
     def _shares(self, name: str, readers: Sequence[Reader]) -> dict[str, int]:
-        full = {reader.name: self._full_bytes(name, reader) for reader in readers}
-        least = {reader.name: min(full[reader.name], self.least_bytes(reader)) for reader in readers}
+        sizes = {reader.name: known_num_embeddings(name, f"budget {self.budget}", reader) for reader in readers}
+        full = {reader.name: self.full_bytes(name, reader) for reader in readers}
+        least = {reader: min(full[reader], self.least_bytes(size)) for reader, size in sizes.items()}
         return share(self.max_bytes(name, readers), full, least, f"table {name!r}: budget {self.budget}")

@@ -217,7 +217,7 @@ def _collisions(reader: _Reader, hits: "_Hits") -> Collisions:
     group = torch.zeros(number, dtype=torch.int64)
     a_row, other = torch.zeros(number, dtype=torch.bool), torch.zeros(number, dtype=torch.bool)
     for store, column in reader.columns:
-        size = frozen_size(reader.table, store)
+        size = store_rows(reader.table, store)
         group = (group * size + column).unique(return_inverse=True)[1]
         a_row |= column.bincount(minlength=size)[column] > 1
         other |= hits.readers[store][column] > 1
@@ -229,13 +229,13 @@ def _collisions(reader: _Reader, hits: "_Hits") -> Collisions:
 
 def _expected(table: EmbeddingTable, places: Mapping[str, Tensor]) -> Expected:
     """Of accesses that each hit any row of their store alike: products of 1 / M and of 1 - 1 / M."""
-    sizes = [frozen_size(table, store) for store, rows in places.items() for _ in range(rows.shape[1])]
+    sizes = [store_rows(table, store) for store, rows in places.items() for _ in range(rows.shape[1])]
     log_all = -sum(math.log(size) for size in sizes)
     none = math.prod(1 - 1 / size for size in sizes)
     return Expected(all_rows=math.exp(log_all), a_row=1 - none, first_at=0.5 + math.sqrt(0.25 + 2 * math.exp(-log_all)))
 
 
-def frozen_size(table: EmbeddingTable, store: str) -> int:
+def store_rows(table: EmbeddingTable, store: str) -> int:
     """M of one of a table's stores."""
     return next(found.num_embeddings for found in table.stores if found.name == store)
 

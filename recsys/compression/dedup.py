@@ -20,13 +20,13 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from recsys import distributed
 from recsys.compression.merging import Blocks, Likeness, Merging, number_type
-from recsys.embedding.budget import parse_budget
+from recsys.embedding.budget import Budget, allowed_bytes
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import row_bytes
 from recsys.embedding.table import (
@@ -66,19 +66,12 @@ class DedupTable(TableSpec):
     """
 
     embedding_dim: int = Field(ge=1)
-    budget: str | None = None
+    budget: Budget | None = None
     block_rows: int = Field(default=2, ge=1)
     tolerance: float = Field(default=0.01, gt=0)
     similarity: float = Field(default=0.7, gt=0, le=1)
     finetune_epochs: int = Field(default=1, ge=1)
     init: Init = Uniform()
-
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str | None) -> str | None:
-        if budget is not None:
-            parse_budget(budget)
-        return budget
 
     def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
         """One table per reader, nothing merged; ValueError naming the minimum when the budget is below it."""
@@ -103,10 +96,7 @@ class DedupTable(TableSpec):
         """The budget in bytes."""
         if self.budget is None:
             return None
-        amount, is_share = parse_budget(self.budget)
-        return int(
-            amount * sum(4 * table.blocks.num_rows * self.embedding_dim for table in tables) if is_share else amount
-        )
+        return allowed_bytes(self.budget, sum(4 * table.blocks.num_rows * self.embedding_dim for table in tables))
 
     def schedule(self, phases: Sequence[Phase], search: Search) -> list[Phase]:
         """The phases, merging at their end, and all of them again under names of their own."""

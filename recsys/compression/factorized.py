@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 from torch import Tensor
 
-from recsys.compression.budgeted import BudgetedTable
+from recsys.compression.budgeted import DealtTable
 from recsys.embedding.budget import solve
 from recsys.embedding.precision import row_bytes
 from recsys.embedding.table import EmbeddingTable, Init, Normal, Reader, Store, Uniform, known_num_embeddings
@@ -28,7 +28,7 @@ from recsys.embedding.table import EmbeddingTable, Init, Normal, Reader, Store, 
 Operation = Literal["product", "sum"]
 
 
-class CompositionalTable(BudgetedTable):
+class CompositionalTable(DealtTable):
     """Two small tables per vocabulary, "<specification>.<vocabulary>.quotient" and ".remainder"; c follows from budget.
 
     c is the smallest divisor up to sqrt(n) that the share of the budget pays for; the floor is ceil(2 sqrt(n)) rows.
@@ -49,10 +49,9 @@ class CompositionalTable(BudgetedTable):
             check_spread(self.init)
         return self
 
-    def least_bytes(self, reader: Reader) -> int:
+    def least_bytes(self, num_embeddings: int) -> int:
         """ceil(2 sqrt(n)) rows."""
-        n = known_num_embeddings(reader.name, "compo", reader)
-        return self._num_bytes(n, isqrt(n))
+        return self._num_bytes(num_embeddings, isqrt(num_embeddings))
 
     def compressed(self, name: str, reader: Reader, most: int, seed: int) -> EmbeddingTable:
         """With the smallest divisor, and so the most rows, that fit."""

@@ -8,13 +8,13 @@ which a model can tell apart, and gives an id several.
 Shapes: N flat ids, n ids of a vocabulary, m rows, D width.
 """
 
-from recsys.compression.budgeted import BudgetedTable
+from recsys.compression.budgeted import DealtTable
 from recsys.embedding.precision import row_bytes
 from recsys.embedding.table import EmbeddingTable, Reader
 from recsys.embedding.unified import SALT_BYTES, HashedChunks, salt_of
 
 
-class HashTable(BudgetedTable):
+class HashTable(DealtTable):
     """m = the rows that a vocabulary's share of the budget pays for, at least one; a hash spreads the ids over them.
 
     Memory: m x row_bytes(D, precision), and 8 bytes for the salt. The published benchmark takes `id mod m`, which keeps
@@ -23,7 +23,7 @@ class HashTable(BudgetedTable):
         HashTable(embedding_dim=16, budget="10%")
     """
 
-    def least_bytes(self, reader: Reader) -> int:
+    def least_bytes(self, num_embeddings: int) -> int:
         """One row and its salt."""
         return row_bytes(self.embedding_dim, self.precision) + SALT_BYTES
 

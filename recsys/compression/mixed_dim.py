@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from features.hashes import hash64
-from recsys.compression.budgeted import BudgetedTable
+from recsys.compression.budgeted import DealtTable
 from recsys.embedding.budget import solve
 from recsys.embedding.precision import row_bytes
 from recsys.embedding.table import EmbeddingTable, Reader, Store, known_num_embeddings
 
 
-class MixedDimTable(BudgetedTable):
+class MixedDimTable(DealtTable):
     """The smallest alpha that the budget allows decides every width.
 
     Memory: sum over f of n_f x row_bytes(d_f, precision) + 4 d_f D [d_f < D]: projections are float32, are served, and
@@ -42,9 +42,9 @@ class MixedDimTable(BudgetedTable):
         MixedDimTable(embedding_dim=16, budget="50%")
     """
 
-    def least_bytes(self, reader: Reader) -> int:
+    def least_bytes(self, num_embeddings: int) -> int:
         """Rows of width 1 and their projection."""
-        return self._bytes(reader.num_embeddings or 0, 1)
+        return self._bytes(num_embeddings, 1)
 
     def compressed(self, name: str, reader: Reader, most: int, seed: int) -> EmbeddingTable:
         """The widest rows that fit."""

@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recsys.config import import_name
 from recsys.embedding.collection import EmbeddingCollection
-from recsys.embedding.frozen import describe_tables
+from recsys.embedding.frozen import describe_tables, rebuild_table
 from recsys.embedding.precision import Precision
 from recsys.embedding.table import EmbeddingTable, Reader, Store, TableSpec
 
@@ -34,17 +33,10 @@ class RecordedTables(TableSpec):
             wanted = sorted(reader.name for reader in readers)
             raise ValueError(f"table {name!r}: recorded are {sorted(self.tables)}, the schema's readers are {wanted}")
         stores = {store: Store(name=store, **self._shape(store)) for store in self.stores}
-        return {reader: _table(given, stores) for reader, given in self.tables.items()}
+        return {reader: rebuild_table(given, stores, allowed=None) for reader, given in self.tables.items()}
 
     def _shape(self, store: str) -> dict[str, Any]:
         return {"precision": self.precision, **self.stores[store]}
-
-
-def _table(given: Mapping[str, Any], stores: Mapping[str, Store]) -> EmbeddingTable:
-    found = import_name(given["class"])
-    if not (isinstance(found, type) and issubclass(found, EmbeddingTable)):
-        raise ValueError(f"{given['class']!r} is no table")
-    return found.from_settings(given["settings"], stores)
 
 
 def served_in(
@@ -56,8 +48,8 @@ def served_in(
     The state is a `state_dict` in float32: an `EmbeddingCollection` of the specifications, loaded with it, gives the
     vectors that `trained` gives, and packs its rows when it is frozen.
     """
-    weights, found = trained.backend.whole_weights(), _tables_of(trained)
-    frozen = {key: table.freeze(weights) for key, table in found.items()}
+    weights = trained.backend.whole_weights()
+    frozen = {key: table.freeze(weights) for key, table in trained.by_key.items()}
     arrays = {store: array for _, own in frozen.values() for store, array in own.items()}
     tables = {key: table for key, (table, _) in frozen.items()}
     table_of = {spec.name: key for spec in trained.schema.inputs if (key := trained.table_key(spec.name)) is not None}
@@ -70,12 +62,6 @@ def served_in(
         stores = {store: _recorded(record["stores"][store], old) for store in sorted(read)}
         specs[name] = RecordedTables(precision=precision, tables=own, stores=stores)
     return specs, plain.state_dict()
-
-
-def _tables_of(collection: EmbeddingCollection) -> dict[str, EmbeddingTable]:
-    """Key -> table."""
-    inputs = [spec.name for spec in collection.schema.inputs]
-    return {key: collection.table(name) for name in inputs if (key := collection.table_key(name)) is not None}
 
 
 def _recorded(store: Mapping[str, Any], old: Precision) -> dict[str, Any]:

@@ -21,19 +21,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from features.hashes import hash64
-from recsys.embedding.budget import budget_bytes, parse_budget
+from recsys.compression.budgeted import BudgetedTable
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Init, Reader, Store, TableSpec, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, Store
 from recsys.embedding.unified import HashedChunks, salt_of
 
 HASH_BYTES = 16  # per chunk of a reader: its salt and its factor
 
 
-class RobeTable(TableSpec):
+class RobeTable(BudgetedTable):
     """One store, named as the specification, for every feature that names it; every vector is embedding_dim wide.
 
     budget: "25MiB", "158kB", or "10%" of the bytes that collisionless float32 tables would take. num_chunks: blocks of
@@ -45,16 +45,7 @@ class RobeTable(TableSpec):
         RobeTable(embedding_dim=16, budget="10%", num_chunks=4)
     """
 
-    embedding_dim: int = Field(ge=1)
-    budget: str
     num_chunks: int = Field(default=2, ge=1)
-    init: Init = Uniform()
-
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str) -> str:
-        parse_budget(budget)
-        return budget
 
     @model_validator(mode="after")
     def _even_chunks(self) -> Self:
@@ -74,10 +65,6 @@ class RobeTable(TableSpec):
             raise ValueError(f"table {name!r}: budget {self.budget} is too small, the minimum is {one + hashes}B")
         store = Store(name=name, num_embeddings=rows, embedding_dim=width, init=self.init, precision=self.precision)
         return {reader.name: self._table(store, reader, seed) for reader in readers}
-
-    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int:
-        """The budget."""
-        return budget_bytes(self.budget, name, dict.fromkeys(readers, self.embedding_dim))
 
     def _table(self, store: Store, reader: Reader, seed: int) -> EmbeddingTable:
         chunks = range(self.num_chunks)

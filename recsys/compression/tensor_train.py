@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from recsys.compression.budgeted import BudgetedTable
+from recsys.compression.budgeted import DealtTable
 from recsys.compression.factorized import centred, check_spread, root_mean_square
 from recsys.embedding.budget import solve
 from recsys.embedding.precision import Precision, row_bytes
@@ -33,7 +33,7 @@ from recsys.embedding.table import EmbeddingTable, Reader, Store, known_num_embe
 Triple = tuple[int, int, int]
 
 
-class TensorTrainTable(BudgetedTable):
+class TensorTrainTable(DealtTable):
     """Three cores per vocabulary, "<specification>.<vocabulary>.core1" to ".core3"; ranks follow from the budget.
 
     D is split as evenly as its divisors allow, the smallest in the middle (16 = 2 x 2 x 4, 30 = 3 x 2 x 5); a prime D
@@ -57,10 +57,10 @@ class TensorTrainTable(BudgetedTable):
         check_spread(self.init)
         return self
 
-    def least_bytes(self, reader: Reader) -> int:
+    def least_bytes(self, num_embeddings: int) -> int:
         """Rank 1."""
-        n = known_num_embeddings(reader.name, "ttrec", reader)
-        return shape_of(n, self.embedding_dim, 1, cube_root(n)).num_bytes(self.precision)
+        middle = cube_root(num_embeddings)
+        return shape_of(num_embeddings, self.embedding_dim, 1, middle).num_bytes(self.precision)
 
     def compressed(self, name: str, reader: Reader, most: int, seed: int) -> EmbeddingTable:
         """With the largest rank, and then the most rows of the middle core, that fit."""

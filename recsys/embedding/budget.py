@@ -6,6 +6,9 @@ Units are powers of 1000 (kB, MB, GB) or of 1024 (KiB, MiB, GiB). Bytes are thos
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from recsys.embedding.table import Reader, known_num_embeddings
 
@@ -21,17 +24,29 @@ def parse_budget(text: str) -> tuple[Fraction, bool]:
     return (amount / 100, True) if match[2] == "%" else (amount * UNITS[match[2]], False)
 
 
+def _checked(text: str) -> str:
+    parse_budget(text)
+    return text
+
+
+Budget = Annotated[str, AfterValidator(_checked)]  # a specification's field that `parse_budget` accepts
+
+
+def allowed_bytes(budget: str, full: int) -> int:
+    """The bytes that a budget allows where float32 rows without collisions take `full`."""
+    amount, is_share = parse_budget(budget)
+    return int(amount * full if is_share else amount)
+
+
 def budget_bytes(budget: str, table: str, widths: Mapping[Reader, int]) -> int:
     """The bytes that a budget allows; widths: reader -> floats of its vectors, for the collisionless bytes of a share.
 
     Raises ValueError for a share where a reader's number of ids is not known.
     """
-    amount, is_share = parse_budget(budget)
-    if not is_share:
-        return int(amount)
-    method = f"budget {budget}"
-    floats = [known_num_embeddings(table, method, reader) * width for reader, width in widths.items()]
-    return int(amount * 4 * sum(floats))
+    full, method = 0, f"budget {budget}"
+    if parse_budget(budget)[1]:
+        full = sum(4 * known_num_embeddings(table, method, reader) * width for reader, width in widths.items())
+    return allowed_bytes(budget, full)
 
 
 def solve(size: Callable[[int], int], most: int, knobs: range, what: str) -> int:

@@ -265,24 +265,22 @@ class EmbeddingCollection(nn.Module):
     @property
     def searches(self) -> list[str]:
         """The specifications that add phases of their own."""
-        return [name for name, spec in self._given.items() if type(spec).schedule is not TableSpec.schedule]
+        return [name for name, spec in self._given.items() if spec.adds_phases]
 
     # -- serving -------------------------------------------------------------------------------------------------
 
     def freeze(self) -> "EmbeddingCollection":
         """The serving form: packed copies of the weights, backend "plain", no optimizer, no gradient."""
         tables, arrays = self._frozen_parts(self.backend.whole_weights())
-        stores = unique_stores(tables.values())
-        served = {store.name: arrays[store.name].detach() for store in stores}
-        packed = {
-            store.name: pack(served[store.name], store.precision)
-            if served[store.name].dtype == torch.float32
-            else served[store.name]  # of a collection that is frozen already
-            for store in stores
-        }
-        live = {weight.data_ptr() for weight in self.backend.weights().values() if not isinstance(weight, DTensor)}
-        packed = {name: array.clone() if array.data_ptr() in live else array for name, array in packed.items()}
-        return EmbeddingCollection.serving(self.schema, tables, self._table_of, packed)
+        live = [weight for weight in self.backend.weights().values() if not isinstance(weight, DTensor)]
+        memory = {weight.untyped_storage().data_ptr() for weight in live}
+        served = {}
+        for store in unique_stores(tables.values()):
+            array = arrays[store.name].detach()
+            if array.dtype == torch.float32:  # else the collection is frozen already
+                array = pack(array, store.precision, f"store {store.name!r}")
+            served[store.name] = array.clone() if array.untyped_storage().data_ptr() in memory else array
+        return EmbeddingCollection.serving(self.schema, tables, self._table_of, served)
 
     @staticmethod
     def serving(

@@ -50,17 +50,24 @@ def rebuild_tables(
     that is not allowed, ValueError naming a tensor that is missing, unknown or of another shape.
     """
     stores = {name: Store(name=name, **given) for name, given in record["stores"].items()}
-    tables = {name: _table(given, stores, allowed) for name, given in record["tables"].items()}
+    tables = {name: rebuild_table(given, stores, allowed) for name, given in record["tables"].items()}
     for name, table in tables.items():
         start = f"{TABLES}{name}."
         own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
-        table.load_state_dict(own, assign=True)
+        try:
+            table.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"served table {name!r}: {error}") from None
     known = (STORES, *(f"{TABLES}{name}." for name in tables))
     unknown = sorted(key for key in tensors if not key.startswith(known))
     missing = sorted(name for name in stores if STORES + name not in tensors)
     if unknown or missing:
         raise ValueError(f"served tables: tensors {unknown} are unknown, stores {missing} are missing")
     weights = {name: tensors[STORES + name] for name in stores}
+    for name, store in stores.items():
+        if len(weights[name]) != store.num_embeddings or weights[name].nbytes != store.num_bytes:
+            got = f"{weights[name].dtype} {tuple(weights[name].shape)}"
+            raise ValueError(f"served store {name!r} is {got}, expected {store.num_bytes} bytes in {store.precision}")
     return EmbeddingCollection.serving(schema, tables, record["features"], weights)
 
 
@@ -68,7 +75,10 @@ def _class_name(table: EmbeddingTable) -> str:
     return f"{type(table).__module__}:{type(table).__qualname__}"
 
 
-def _table(given: Mapping[str, Any], stores: Mapping[str, Store], allowed: Sequence[str] | None) -> EmbeddingTable:
+def rebuild_table(
+    given: Mapping[str, Any], stores: Mapping[str, Store], allowed: Sequence[str] | None = ()
+) -> EmbeddingTable:  # fmt: skip
+    """One table of a record, its tensors to be loaded; `allowed` and errors as in `rebuild_tables`."""
     found = import_name(given["class"], None if allowed is None else (*allowed, OURS))
     if not (isinstance(found, type) and issubclass(found, EmbeddingTable)):
         raise ValueError(f"{given['class']!r} is no table")

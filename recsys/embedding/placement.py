@@ -10,7 +10,7 @@ The kinds, for a store of n rows and d columns over W ranks:
     column_wise      k blocks of ceil(d / k) columns on k ranks, k <= W and no block thinner than kernels allow (4);
                      only for optimizers whose state is element-wise
     table_row_wise   one block of rows per rank of one host; can be planned, not trained
-    auto             the choice of `automatic_kind`, row_wise or table_wise
+    auto             the choice of `automatic_kinds`, row_wise or table_wise
 """
 
 from collections.abc import Collection, Mapping, Sequence

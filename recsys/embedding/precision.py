@@ -33,17 +33,18 @@ def row_bytes(embedding_dim: int, precision: Precision = "float32") -> int:
     return sizes[precision]
 
 
-def pack(values: Tensor, precision: Precision) -> Tensor:
+def pack(values: Tensor, precision: Precision, what: str = "values") -> Tensor:
     """Values [n, d] float32 -> their rows at that precision: [n, d] floats, or [n, row_bytes] uint8.
 
-    Raises ValueError for values that are not finite, which would spoil the whole row, or too large for float16.
+    Raises ValueError that begins with `what` for values that are not finite, which would spoil the whole row, or too
+    large for float16.
     """
     if precision == "float32":
         return values
     packed = _packed(values.detach().float().cpu().contiguous(), precision)
     read_back = unpack(packed, precision, values.shape[1])
     if not bool(torch.isfinite(values).all() and torch.isfinite(read_back).all()):
-        raise ValueError(f"values cannot be packed to {precision}: some are not finite or beyond its range")
+        raise ValueError(f"{what} cannot be packed to {precision}: some are not finite or beyond its range")
     return packed.to(values.device)
 
 
@@ -74,7 +75,7 @@ def read_rows(weights: Tensor, rows: Tensor, precision: Precision, embedding_dim
         return found.float() if found.dtype == torch.float16 else found
     if weights.device.type != "cpu":
         return dequantised(F.embedding(rows, weights), precision, embedding_dim)
-    flat = rows.reshape(-1)
+    flat = rows.reshape(-1).contiguous()
     ends = torch.arange(len(flat) + 1, device=rows.device)
     op = torch.ops.quantized
     read = op.embedding_bag_byte_rowwise_offsets if precision == "int8" else op.embedding_bag_4bit_rowwise_offsets

@@ -9,7 +9,7 @@ them is the backend's own affair. Three of them: `PlainStores` here (torch alone
 - With an optimizer, `backward()` through what `lookup` returned updates the stores; no gradient remains, and the stores
   do not show in `parameters()`, so that a model's dense optimizer never sees them.
 - `weights` and `state` give live tensors of the true width, the same names and shapes in every backend (sharded: as
-  DTensor or ShardedTensor): writing into them changes the store, padding is not seen.
+  DTensors): writing into them changes the store, padding is not seen.
 - A store starts as `Store.initialise(seed)` says.
 
 Shapes: N ids of a request, P accesses per id, n rows of a store, d its true width.

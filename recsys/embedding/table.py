@@ -276,6 +276,11 @@ class TableSpec(Value, ABC):
         """
         return list(phases)
 
+    @property
+    def adds_phases(self) -> bool:
+        """Whether its tables train in stages of their own."""
+        return type(self).schedule is not TableSpec.schedule
+
     def max_bytes(self, name: str, readers: Sequence[Reader]) -> int | None:
         """The most bytes that the served tables of these readers take together; None where nothing is promised."""
         return None

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from features.hashes import hash64, mix64
-from recsys.embedding.budget import budget_bytes, parse_budget
+from recsys.embedding.budget import Budget, budget_bytes
 from recsys.embedding.precision import row_bytes
 from recsys.embedding.table import (
     EmbeddingTable,
@@ -49,7 +49,7 @@ class UnifiedTable(TableSpec):
         UnifiedTable(budget="158kB", chunk_dim=10, chunks=3, precision="int4")
     """
 
-    budget: str | None = None
+    budget: Budget | None = None
     num_embeddings: int | None = Field(default=None, ge=1)
     chunk_dim: int = Field(default=16, ge=1)
     chunks: int | None = Field(default=None, ge=1)
@@ -60,8 +60,6 @@ class UnifiedTable(TableSpec):
     def _one_size(self) -> Self:
         if (self.budget is None) == (self.num_embeddings is None):
             raise ValueError("a unified table takes exactly one of budget and num_embeddings")
-        if self.budget is not None:
-            parse_budget(self.budget)
         return self
 
     def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:

@@ -306,7 +306,7 @@ def _rows_of(column: Tensor | Jagged, rows: Tensor) -> Tensor | Jagged:
 
 
 def _slopes(
-    table: EmbeddingTable, ids: Tensor, weights: Mapping[str, Tensor], step: float = 1e-5
+    table: EmbeddingTable, ids: Tensor, weights: Mapping[str, Tensor], step: float = 1e-7
 ) -> Iterator[tuple[str, float, float]]:
     """For each store and parameter: the slope along a fixed direction by gradient, and by central differences."""
     exact = deepcopy(table).double().eval()

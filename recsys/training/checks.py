@@ -12,7 +12,6 @@ from recsys import distributed
 from recsys.compression import make_specs, make_table_optimizer
 from recsys.config import ConfigError, RunConfig, TrainingConfig
 from recsys.embedding.placement import check_sharding
-from recsys.embedding.table import TableSpec
 from recsys.models import model_class, model_options
 from recsys.models.interface import ClosedForm
 
@@ -23,11 +22,14 @@ def check_settings(config: RunConfig) -> None:
     Wrong is a model, table or setting that does not exist, one without effect, and a device that is not there.
     """
     model_options(config.model)
-    specs = make_specs(config.tables.specs)
-    searching = [name for name, spec in specs.items() if type(spec).schedule is not TableSpec.schedule]
-    if config.training.refit and searching:
+    staged = [name for name, spec in make_specs(config.tables.specs).items() if spec.adds_phases]
+    if config.training.refit and staged:
         raise ConfigError(
-            f"training.refit cannot be used with table {searching[0]!r}, which trains in stages of its own; remove it"
+            f"training.refit cannot be used with table {staged[0]!r}, which trains in stages of its own; remove it"
+        )
+    if len(staged) > 1:
+        raise ConfigError(
+            f"tables {staged} each train in stages of their own; one of them can, or features of one specification"
         )
     optimizer = make_table_optimizer(config.optimizer.tables)
     if config.tables.sharding is not None:

@@ -4,7 +4,7 @@ The names are the same in every backend and at any number of ranks:
 
 model.<name>                    parameters and buffers of the dense part, and model.<...>.stores.<store>
 tables.<...>.optimizer.<store>  state of a store's optimizer
-dense.<name>.<state>            state of the dense optimizer for a parameter
+dense.<number>.<name>.<state>   state of a dense optimizer for a parameter; number: of the last phase that it serves
 """
 
 from collections.abc import Mapping, Sequence

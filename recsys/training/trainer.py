@@ -35,6 +35,11 @@ STOPPED = "stopped by a signal; the last finished step is in the checkpoint"
 LOWER_IS_BETTER = ("logloss", "loss", "normalized_entropy")
 
 
+def higher_is_better(metric: str) -> bool:
+    """Which way a metric goes; "logloss[label]", that of a further label, goes as "logloss" does."""
+    return metric.partition("[")[0] not in LOWER_IS_BETTER
+
+
 class Interrupted(Exception):  # noqa: N818  # it is no error
     """Training was asked to stop (SIGTERM or SIGINT); a checkpoint of the last finished step has been written."""
 
@@ -46,7 +51,7 @@ class Observer(Protocol):
         """A step over `rows` rows of all ranks, those of weight 0 not counted, is done."""
 
     def on_evaluation(self, progress: "Progress", metrics: Mapping[str, float], best: bool) -> None:
-        """A validation is done; best says whether it is the best so far."""
+        """A validation is done; best says whether it is the best so far, in a phase that keeps its best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +75,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands. phase: index of the phase; batch: next global batch of `epoch`; seconds: time in training.
+    """Where training stands. phase, name: index and name of the phase; batch: next global batch of `epoch`; seconds:
+    time in training.
 
     best, best_epoch, since_best: the best validation metric, the number of epochs after which it was reached, and the
     evaluations since. done: nothing is left.
     """
 
     phase: int = 0
+    name: str = ""
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -158,6 +165,7 @@ class Trainer:
     # --- phases and epochs ---
 
     def _run_phase(self, phase: Phase) -> None:
+        self._advance(name=phase.name)
         while self.progress.epoch < phase.until.max_epochs and not self._out_of_patience(phase):
             if not self.progress.evaluated:
                 self._run_epoch(phase)
@@ -213,7 +221,7 @@ class Trainer:
         else:
             self._advance(since_best=self.progress.since_best + 1)
         for observer in self.observers:
-            observer.on_evaluation(self.progress, metrics, better)
+            observer.on_evaluation(self.progress, metrics, better and phase.keep_best)
         if better and self.settings.keep_best and phase.keep_best:
             self.save("best")
         self.save()
@@ -224,8 +232,7 @@ class Trainer:
         if self.settings.metric not in metrics:
             raise ValueError(f"metric {self.settings.metric!r} is not among the validation metrics {sorted(metrics)}")
         value, best = metrics[self.settings.metric], self.progress.best
-        name = self.settings.metric.partition("[")[0]  # "logloss[label]" of a further label
-        sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+        sign = 1.0 if higher_is_better(self.settings.metric) else -1.0
         return best is None or sign * value > sign * best
 
     def _out_of_patience(self, phase: Phase) -> bool:

@@ -154,6 +154,7 @@ def test_vocabularies_name_their_readers() -> None:
         ({"kind": "dense", "transforms": (Standardise(), Standardise())}, "each stand once"),
         ({"table": "ids", "name": "a.b"}, "name 'a.b' must consist of"),
         ({"table": "ids", "vocabulary": "../v"}, "vocabulary '../v' must consist of"),
+        ({"table": "ids.x"}, "table 'ids.x' must consist of"),
     ],
 )  # fmt: skip
 def test_feature_settings_without_effect_are_refused(values: dict[str, Any], reason: str) -> None:

@@ -46,8 +46,9 @@ class Drawing(Value):
         ({"title": "bad"}, "that title is taken"),
         (
             {"shapes": [{"kind": "circle", "radius": float("nan")}]},
-            "shapes.0.circle.radius: Input should be a finite number",
+            "shapes.0.circle.radius: Input should be a finite number, got nan",
         ),
+        ({"title": ["x" * 99]}, f"title: Input should be a valid string, got ['{'x' * 58}..."),
     ],
 )  # fmt: skip
 def test_errors_become_one_line(values: dict[str, Any], line: str) -> None:

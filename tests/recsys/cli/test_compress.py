@@ -125,6 +125,8 @@ def test_sweep_ended_by_sigterm_says_so_and_goes_on(forker: Forker, whole: dict[
         (["nowhere.toml"], "there is no config file nowhere.toml"),
         (["ctr.toml", "--methods", "hsah"], "there is no method 'hsah'; did you mean 'hash'?"),
         (["ctr.toml", "--budgets", "ten"], "--budgets: budget 'ten' must be a positive number"),
+        (["ctr.toml", "--budgets", ""], "--budgets"),
+        (["ctr.toml", "--precisions", ""], "--precisions"),
         (["ctr.toml", "--precisions", "int2"], "--precisions: 'int2' is none of float32, float16, int8, int4"),
         (["ctr.toml", "--seeds", "0"], "--seeds is 0, at least 1 is needed"),
         (["ctr.toml", "--max-bytes", "5"], "--max-bytes: budget '5' must be a positive number"),

@@ -1,4 +1,5 @@
 import pytest
+import torch
 import typer
 
 from recsys.cli.console import Meter, one_line, print_json, print_table, user_errors
@@ -18,6 +19,13 @@ def test_console_a_users_error_is_one_line(error: Exception, says: str, capsys: 
     assert ended.value.exit_code == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert "\n" not in one_line(error)
+
+
+def test_console_memory_that_is_not_there_is_a_users_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, user_errors():
+        torch.empty(1 << 50)
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: ")
 
 
 def test_console_our_own_defects_are_not_hidden() -> None:

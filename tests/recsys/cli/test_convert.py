@@ -85,7 +85,12 @@ def test_conversion_to_a_method_says_what_its_rows_miss(forker: Forker) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("runs/flat", "--to", "int3"), "there is no table method 'int3'"),
+        (
+            ("runs/flat", "--to", "int3"),
+            "--to is a precision (float32, float16, int8, int4) or a table method: there is no table method 'int3'",
+        ),
+        (("runs/flat", "--to", "int8", "--name", "../outside"), "--name '../outside' is not the name of one folder"),
+        (("runs/flat", "--to", "int8", "--name", ""), "--name '' is not the name of one folder"),
         (("runs/flat", "--to", "dedup"), "table 'ids' trains in stages of its own"),
         (
             ("runs/flat", "--to", "int8", "--budget", "10%"),

@@ -43,7 +43,7 @@ COMMANDS = {
     "laws": ("--set", "package.module:Name", "exit code 1", "current directory", "--json"),
     "tables report": ("collisions", "--json"),
     "tables suggest": ("SCHEMA|CONFIG", "--budget", "--ids", "FEATURE=N", "--width", "--data", "--json"),
-    "compress sweep": ("--budgets", "--methods", "--precisions", "--seeds", "--quick", "--max-bytes", "--out", "--json"),
+    "compress sweep": ("--budgets", "--methods", "unified/2", "--precisions", "--seeds", "--quick", "--out", "--json"),
     "compress convert": ("--to", "--budget", "--set", "--name", "validation split", "--json"),
     "doctor": ("--quick", "Under a minute", "exit code 1", "--json"),
 }

@@ -5,8 +5,9 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from recsys.embedding.budget import budget_bytes, parse_budget, share, solve
+from recsys.embedding.budget import Budget, allowed_bytes, budget_bytes, parse_budget, share, solve
 from recsys.embedding.table import Reader
 
 USER = Reader(name="user", salt="user", num_embeddings=100)
@@ -32,6 +33,13 @@ def test_budget_is_read(text: str, expected: tuple[Fraction, bool]) -> None:
 def test_budget_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be a positive number with one of %, B, kB"):
         parse_budget(text)
+    with pytest.raises(ValidationError, match=r"must be a positive number with one of %, B, kB"):
+        TypeAdapter(Budget | None).validate_python(text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1kB", 1000), ("50%", 3), ("0.5B", 0)])
+def test_allowed_bytes_are_whole_and_no_more_than_said(text: str, expected: int) -> None:
+    assert allowed_bytes(text, full=7) == expected
 
 
 def test_budget_share_is_of_the_collisionless_bytes() -> None:

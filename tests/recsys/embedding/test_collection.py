@@ -200,6 +200,14 @@ def test_rows_gradients_are_clipped_one_by_one(backend: str) -> None:
     torch.testing.assert_close(moved, expected, atol=1e-6, rtol=0)
 
 
+def test_store_that_cannot_be_packed_is_named() -> None:
+    specs = {name: spec.model_copy(update={"precision": "float16"}) for name, spec in SPECS.items()}
+    collection = EmbeddingCollection(Ids(), specs, backend="plain")
+    collection.backend.weights()["shared"][0, 0] = 1e6
+    with pytest.raises(ValueError, match="store 'shared' cannot be packed to float16"):
+        collection.freeze()
+
+
 @BACKENDS
 def test_frozen_form_is_plain_complete_and_apart(backend: str) -> None:
     collection = collection_of(backend, RowWiseAdagrad(lr=0.1))

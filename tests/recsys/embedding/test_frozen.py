@@ -37,6 +37,9 @@ def test_tensors_that_do_not_fit_are_named() -> None:
     collection, record, tensors = frozen()
     with pytest.raises(ValueError, match="'stranger'"):
         rebuild_tables(record, collection.schema, tensors | {"stranger": torch.zeros(1)})
+    for name, tensor in tensors.items():
+        with pytest.raises(ValueError, match="served store" if name.startswith("stores.") else "size mismatch"):
+            rebuild_tables(record, collection.schema, tensors | {name: tensor[1:]})
     del tensors["stores.shared"]
     with pytest.raises(ValueError, match=r"stores \['shared'\] are missing"):
         rebuild_tables(record, collection.schema, tensors)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,8 +59,23 @@ class HookedSpec(TableSpec):
         return [Phase(**{**vars(phases[0]), **more}), *phases]
 
 
-def collection(backend: str) -> EmbeddingCollection:
-    return EmbeddingCollection(SCHEMA, {"ids": HookedSpec()}, backend=backend, optimizer=SGD(lr=0.25))  # type: ignore[arg-type]
+class Tail(Hooked):
+    """Serves all its rows but the first, in the memory of the live ones."""
+
+    def freeze(self, stores: Mapping[str, Tensor]) -> tuple[EmbeddingTable, dict[str, Tensor]]:
+        served = replace(self.stores[0], num_embeddings=9)
+        return Hooked(self.name, served), {served.name: stores[served.name][1:]}
+
+
+class TailSpec(TableSpec):
+    def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
+        return {
+            reader: Tail(found.name, found.stores[0]) for reader, found in HookedSpec().build(name, readers).items()
+        }
+
+
+def collection(backend: str, spec: TableSpec | None = None) -> EmbeddingCollection:
+    return EmbeddingCollection(SCHEMA, {"ids": spec or HookedSpec()}, backend=backend, optimizer=SGD(lr=0.25))  # type: ignore[arg-type]
 
 
 def table(found: EmbeddingCollection, feature: str) -> Any:
@@ -138,3 +154,13 @@ def test_a_gradient_that_is_not_finite_changes_no_row(backend: str, wrong: float
     with pytest.raises(NonFiniteGradientError, match=r"gradient of store 'ids\.item' is not finite"):
         (vectors * torch.tensor([1.0, 1.0, wrong, 1.0])).sum().backward()
     assert all(torch.equal(weight, before[name]) for name, weight in found.backend.weights().items())
+
+
+@BACKENDS
+def test_a_served_part_of_a_store_stays_as_it_was(backend: str) -> None:
+    found = collection(backend, TailSpec())
+    frozen = found.freeze().backend.weights()["ids.item"]
+    expected = frozen.clone()
+    found.backend.weights()["ids.item"].zero_()
+    assert torch.equal(frozen, expected)
+    assert expected.any()

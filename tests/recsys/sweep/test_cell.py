@@ -60,7 +60,7 @@ def test_cell_that_is_finished_is_read_again(made: Made, tmp_path: Path) -> None
 
 def test_rounded_collisionless_rows_are_those_of_the_float32_training(made: Made, tmp_path: Path) -> None:
     config, prepared = made
-    cells = {p: Cell(method="dense", budget="", precision=p, seed=1) for p in ("float32", "int4")}  # type: ignore[arg-type]
+    cells = {p: Cell(method="dense", budget="", precision=p, seed=1) for p in ("float32", "int4")}
     assert cells["int4"].trained_as == cells["float32"]
     assert cells["float32"].trained_as is None
     _, alone, _ = run(made, tmp_path / "alone", method="dense", budget="", precision="int4")

@@ -38,3 +38,11 @@ def test_checks_name_a_setting_that_needs_a_split() -> None:
         check_splits(TrainingConfig(refit=True), ("train", "test"))
     with pytest.raises(ConfigError, match="no train examples"):
         check_splits(TrainingConfig(), ("test",))
+
+
+def test_checks_refuse_two_tables_that_train_in_stages(tmp_path: Path) -> None:
+    one = config(tmp_path, "ctr")
+    specs = {name: {"method": "deeplight", "embedding_dim": 4, "budget": "50%"} for name in ("ids", "others")}
+    two = RunConfig.model_validate({**one.model_dump(mode="json"), "tables": {"specs": specs}})
+    with pytest.raises(ConfigError, match=r"tables \['ids', 'others'\] each train in stages"):
+        check_settings(two)
