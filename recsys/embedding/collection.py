@@ -11,7 +11,7 @@ pooling. The backend "plain" is the definition, the others equal it, in forward 
 Shapes: B rows of a batch, N values of a list column, D width of a feature's vector, P accesses of a store per id.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
 
@@ -71,7 +71,7 @@ class EmbeddingCollection(nn.Module):
         _check_backend(backend, optimizer, sharding)
         layout = Layout.build(source, specs, seed)
         if backend == "sharded" and distributed.world_size() > 1:
-            _check_ranks(layout.tables.values())
+            _check_ranks(layout.tables)
         if backend == "plain":
             kept: StoreBackend = PlainStores(layout.stores, initial_weights(layout.stores, seed), optimizer)
         elif backend == "fused":
@@ -336,11 +336,11 @@ class _Call(Generic[Key]):
     rows: dict[str, Tensor]
 
 
-def _check_ranks(tables: Iterable[EmbeddingTable]) -> None:
-    for table in tables:
+def _check_ranks(tables: Mapping[str, EmbeddingTable]) -> None:
+    for name, table in tables.items():
         whole = "its on_step is given whole stores" if _overrides(table, "on_step") else ""
         if reason := table.one_rank or whole:
-            raise ValueError(f"table {table.name!r} does not train over several ranks: {reason}")
+            raise ValueError(f"table {name!r} does not train over several ranks: {reason}")
 
 
 def _overrides(table: EmbeddingTable, hook: str) -> bool:

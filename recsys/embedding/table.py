@@ -290,7 +290,8 @@ def known_num_embeddings(table: str, method: str, reader: Reader) -> int:
     """The reader's number of ids; ValueError when it is hashed or only a schema was given."""
     if reader.num_embeddings is None:
         raise ValueError(
-            f"table {table!r} ({method}) needs the number of ids of {reader.name!r}: give the collection an Encoder "
-            "instead of a bare FeatureSchema, and do not mark the feature as hashed"
+            f"table {table!r} ({method}) needs the number of ids of {reader.name!r}: a hashed feature has none, take "
+            "method 'unified' with a budget in bytes for it (as \"4kB\") or give it a vocabulary; a bare FeatureSchema "
+            "knows none, give the collection an Encoder"
         )
     return reader.num_embeddings

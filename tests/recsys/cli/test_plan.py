@@ -42,7 +42,8 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
 
 
 def test_plan_prints_stores_reasons_ranks_time_and_changes(laptop: Laptop) -> None:
-    ended = laptop.plan("--world-size", "64", "--hbm", "80GiB", "--ranks-per-host", "8")
+    many = ("--cardinality", "user=100000")
+    ended = laptop.plan("--world-size", "64", "--hbm", "80GiB", "--ranks-per-host", "8", *many)
     assert ended.code == 0, ended.err
     for text in (
         "over 64 ranks, 8 per host", "ids.user", "row_wise", "all", "per rank", "optimizer state",

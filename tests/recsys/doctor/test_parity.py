@@ -59,7 +59,7 @@ def test_parity_sees_a_wrong_update(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_parity_sees_served_rows_that_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = "recsys.embedding.collection.pack"
-    monkeypatch.setattr(coarse, lambda values, precision: pack((values * 8).round() / 8, precision))
+    monkeypatch.setattr(coarse, lambda values, precision, what="": pack((values * 8).round() / 8, precision))
     found = measured(replace(PLAIN, precision="int8"), tmp_path)
     assert str(found["where"]).startswith("served")
     assert float(str(found["difference"])) > parity.CLOSE
@@ -67,7 +67,7 @@ def test_parity_sees_served_rows_that_are_others(tmp_path: Path, monkeypatch: py
 
 def test_parity_sees_rows_beyond_their_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("recsys.embedding.collection.pack", "recsys.doctor.parity.pack"):
-        monkeypatch.setattr(name, lambda values, precision: pack((values * 8).round() / 8, precision))
+        monkeypatch.setattr(name, lambda values, precision, what="": pack((values * 8).round() / 8, precision))
     assert measured(replace(PLAIN, precision="float16"), tmp_path)["where"] == "rows beyond their rounding"
 
 

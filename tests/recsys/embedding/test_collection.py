@@ -255,7 +255,7 @@ def test_a_bare_schema_suffices_for_tables_that_need_no_cardinality() -> None:
     schema = parse_schema({"name": "s", "features": {"item": {"table": "ids"}}}, where="test")
     unified = EmbeddingCollection(schema, {"ids": UnifiedTable(num_embeddings=9)}, backend="plain")
     assert unified(Batch(features={"item": torch.tensor([2**60, -7])}))["item"].shape == (2, 16)
-    with pytest.raises(ValueError, match="needs the number of ids of 'item': give the collection an Encoder"):
+    with pytest.raises(ValueError, match=r"needs the number of ids of 'item': .* give the collection an Encoder"):
         EmbeddingCollection(schema, {"ids": DenseTable(embedding_dim=4)}, backend="plain")
 
 
