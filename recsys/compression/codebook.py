@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from features.hashes import hash64
 from recsys.compression.stages import searching, telling
-from recsys.embedding.budget import budget_bytes, parse_budget, share
+from recsys.embedding.budget import Budget, budget_bytes, share
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import Precision, row_bytes
 from recsys.embedding.table import (
@@ -66,7 +66,7 @@ class CodebookTable(TableSpec):
 
     embedding_dim: int = Field(ge=1)
     parts: int | None = Field(default=None, ge=1)
-    budget: str | None = None
+    budget: Budget | None = None
     num_centroids: int = Field(default=256, ge=1, le=256)
     rare_centroids: int = Field(default=64, ge=1)
     frequent: float = Field(default=0.1, ge=0, le=1)
@@ -77,8 +77,6 @@ class CodebookTable(TableSpec):
     def _sizes_fit(self) -> Self:
         if (self.budget is None) == (self.parts is None):
             raise ValueError("a codebook table takes exactly one of budget and parts")
-        if self.budget is not None:
-            parse_budget(self.budget)
         if self.parts is not None and self.embedding_dim % self.parts:
             raise ValueError(f"parts = {self.parts} must divide embedding_dim = {self.embedding_dim}")
         if self.rare_centroids > self.num_centroids:

@@ -20,23 +20,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from recsys.compression.budgeted import BudgetedTable
 from recsys.compression.marks import Marks
 from recsys.compression.selection import counts_within, frequency, largest
 from recsys.compression.stages import searching, telling
-from recsys.embedding.budget import budget_bytes, parse_budget
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import Precision, row_bytes
 from recsys.embedding.table import (
     EmbeddingTable,
-    Init,
     Reader,
     Search,
     Store,
-    TableSpec,
-    Uniform,
     known_num_embeddings,
 )
 from recsys.phases import Phase
@@ -45,7 +42,7 @@ WARM_UP, PRUNE, FIXED = "warm-up", "prune", "fixed"
 EVERY = 10
 
 
-class PrunedTable(TableSpec):
+class PrunedTable(BudgetedTable):
     """Float tables of every id while training, of which the largest entries are served.
 
     budget: what is served, "158kB" or "10%" of collisionless float32 rows; k is the largest for which values, marks and
@@ -69,16 +66,8 @@ class PrunedTable(TableSpec):
     """
 
     embedding_dim: int = Field(ge=1, le=256)
-    budget: str
-    init: Init = Uniform()
     warmup_epochs: int = Field(default=1, ge=0)
     prune_epochs: int = Field(default=2, ge=1)
-
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str) -> str:
-        parse_budget(budget)
-        return budget
 
     @model_validator(mode="after")
     def _values_stand_alone(self) -> Self:
@@ -106,10 +95,6 @@ class PrunedTable(TableSpec):
             training_only=True,
         )
         return PrunedRows(reader.salt, store, self.precision, most)
-
-    def max_bytes(self, name: str, readers: Sequence[Reader]) -> int:
-        """The budget."""
-        return budget_bytes(self.budget, name, dict.fromkeys(readers, self.embedding_dim))
 
     def schedule(self, phases: Sequence[Phase], search: Search) -> list[Phase]:
         """Warm-up and pruning before the phases themselves."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ from recsys.compression.evolution import Evolution
 from recsys.compression.marks import Marks
 from recsys.compression.selection import counts_within, frequency, largest
 from recsys.compression.stages import searching, telling
-from recsys.embedding.budget import budget_bytes, parse_budget
+from recsys.embedding.budget import Budget, budget_bytes
 from recsys.embedding.precision import Precision, row_bytes
 from recsys.embedding.table import (
     EmbeddingTable,
@@ -70,19 +70,12 @@ class SearchedTable(TableSpec):
     """
 
     embedding_dim: int = Field(ge=1)
-    budget: str | None = None
+    budget: Budget | None = None
     alpha: float = Field(default=1e-3, ge=0)
     threshold_speed: float = Field(default=10.0, gt=0)
     supernet_epochs: int = Field(default=2, ge=1)
     evolution: Evolution = Evolution()
     init: Init = Uniform()
-
-    @field_validator("budget")
-    @classmethod
-    def _is_budget(cls, budget: str | None) -> str | None:
-        if budget is not None:
-            parse_budget(budget)
-        return budget
 
     def build(self, name: str, readers: Sequence[Reader], seed: int = 0) -> dict[str, EmbeddingTable]:
         """One table per reader; ValueError naming the minimum when the budget is below it."""

@@ -117,31 +117,45 @@ def report(title: str, steps: Mapping[str, Step], repeats: int) -> None:
 
 
 def run(tables: int, settings: argparse.Namespace) -> None:
-    """Both comparisons for one number of tables."""
-    rows, dim, size, chunks = settings.rows, settings.dim, settings.batch, settings.chunks
+    """The collection beside the bare op, then beside EmbeddingBag: two tables at a time fit where three do not."""
+    rows, dim, size = settings.rows, settings.dim, settings.batch
     generator = torch.Generator().manual_seed(0)
     columns = {f"f{t}": torch.randint(rows, (size,), generator=generator) for t in range(tables)}
     grads = [torch.randn(size, dim, generator=generator) * 1e-3 for _ in range(tables)]
     shape = f"{tables} tables of {rows:,} x {dim}, batch {size}"
-    steps = {
-        "bare fbgemm op": bare_step([rows] * tables, dim, torch.cat(list(columns.values())), torch.cat(grads, 1)),
-        "fused collection": fused_step(Ids(tables, rows), DenseTable(embedding_dim=dim), columns, grads),
-        "EmbeddingBag(sparse) and Adagrad": bags_step(rows, dim, columns, grads),
+    peers = {
+        "bare fbgemm op": lambda: bare_step(
+            [rows] * tables, dim, torch.cat(list(columns.values())), torch.cat(grads, 1)
+        ),
+        "EmbeddingBag(sparse) and Adagrad": lambda: bags_step(rows, dim, columns, grads),
     }
-    report(shape, steps, settings.repeats)
-    del steps
-    gc.collect()
-    total, accesses = rows * tables // 2, tables * size * chunks
-    indices = torch.randint(total, (accesses,), generator=generator)
+    for name, peer in peers.items():
+        steps = {name: peer()}
+        steps["fused collection"] = fused_step(Ids(tables, rows), DenseTable(embedding_dim=dim), columns, grads)
+        report(shape, steps, settings.repeats)
+        del steps
+        gc.collect()
+    run_multiplexed(tables, settings)
+
+
+def run_multiplexed(tables: int, settings: argparse.Namespace) -> None:
+    """Chunks out of one store beside the bare op on the same accesses, and beside one wide row each."""
+    rows, dim, size, chunks = settings.rows, settings.dim, settings.batch, settings.chunks
+    generator = torch.Generator().manual_seed(1)
+    half, total, accesses = rows // 2, rows * tables // 2, tables * size * chunks
+    columns = {f"f{t}": torch.randint(half, (size,), generator=generator) for t in range(tables)}
+    grads = [torch.randn(size, dim, generator=generator) * 1e-3 for _ in range(tables)]
+    indices = torch.randint(total * chunks, (accesses,), generator=generator)
     flat = torch.cat(grads).view(accesses, dim // chunks)
-    unified = UnifiedTable(num_embeddings=total, chunk_dim=dim // chunks)
+    unified = UnifiedTable(num_embeddings=total * chunks, chunk_dim=dim // chunks)
     steps = {
-        f"bare op, {accesses:,} accesses": bare_step([total], dim // chunks, indices, flat),
+        f"bare op, {accesses:,} accesses": bare_step([total * chunks], dim // chunks, indices, flat),
         f"multiplexed, {chunks} chunks of {dim // chunks}": fused_step(
             Ids(tables, rows, chunks), unified, columns, grads
         ),
+        f"one row of {dim} each": fused_step(Ids(tables, half), DenseTable(embedding_dim=dim), columns, grads),
     }
-    report(f"{shape}, one store of {total:,} rows", steps, settings.repeats)
+    report(f"{tables} features, batch {size}, {total * chunks:,} rows of {dim // chunks}", steps, settings.repeats)
 
 
 def run_compressed(tables: int, settings: argparse.Namespace) -> None:
