@@ -123,7 +123,7 @@ def run(tables: int, settings: argparse.Namespace) -> None:
     columns = {f"f{t}": torch.randint(rows, (size,), generator=generator) for t in range(tables)}
     grads = [torch.randn(size, dim, generator=generator) * 1e-3 for _ in range(tables)]
     shape = f"{tables} tables of {rows:,} x {dim}, batch {size}"
-    peers = {
+    peers: dict[str, Callable[[], Step]] = {
         "bare fbgemm op": lambda: bare_step(
             [rows] * tables, dim, torch.cat(list(columns.values())), torch.cat(grads, 1)
         ),
