@@ -254,7 +254,7 @@ class _Watch:
         say(f"[{self.done}/{self.total}] {cell.name}: {found}{self._left()}")
 
     def _left(self) -> str:
-        """From the cells of this session."""
+        """From the cells that ended since it began."""
         left = (time.monotonic() - self.since) / (self.done - self.before) * (self.total - self.done)
         if not left:
             return ""
