@@ -29,10 +29,10 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -rs tests/gpu/test_gpu.py
 
 bench: $(STAMP)
-	$(BIN)/python tests/bench/bench_tables.py
+	$(BIN)/python -m tests.bench.bench_tables
 
 bench-gpu: $(STAMP)
-	$(BIN)/python tests/bench/bench_gpu.py
+	$(BIN)/python -m tests.bench.bench_gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

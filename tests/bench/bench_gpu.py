@@ -1,6 +1,6 @@
 """Time of a training step of the tables on a GPU: torch's EmbeddingBag, the plain backend, with fbgemm the fused one.
 
-    make bench-gpu      or: python tests/bench/bench_gpu.py [--rows 1000000] [--tables 8 26] [--batch 4096] [--dim 64]
+    make bench-gpu      or: python -m tests.bench.bench_gpu [--rows 1000000] [--tables 8 26] [--batch 4096] [--dim 64]
 
 A step is forward, backward and update with one id per feature and row; least milliseconds between two synchronised
 clocks, candidates in turns. What does not import is named and left out.
@@ -9,32 +9,14 @@ clocks, candidates in turns. What does not import is named and left out.
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from features.batch import Batch
-from features.spec import FeatureSchema, FeatureSpec
 from recsys.embedding import DenseTable, EmbeddingCollection, RowWiseAdagrad, TableSpec, UnifiedTable
-
-Step = Callable[[], None]
-
-
-class Ids:
-    """An encoder's answers for features f0, f1, ... of `rows` ids each."""
-
-    def __init__(self, tables: int, rows: int, chunks: int) -> None:
-        features = tuple(FeatureSpec(name=f"f{t}", table="ids", chunks=chunks) for t in range(tables))
-        self.schema = FeatureSchema(name="bench", features=features)
-        self.rows = rows
-
-    def num_embeddings(self, feature: str) -> int:
-        """The same for each."""
-        return self.rows
-
-    def counts(self, feature: str) -> None:
-        """Not counted."""
+from tests.bench.peers import Ids, Step, bags_step
 
 
 def collection_step(
@@ -44,21 +26,6 @@ def collection_step(
     collection = EmbeddingCollection(ids, {"ids": spec}, backend=backend, optimizer=RowWiseAdagrad(lr=0.01))  # type: ignore[arg-type]
     placed, batch = collection.to("cuda"), Batch(features=columns)
     return lambda: torch.autograd.backward(list(placed(batch).values()), grads)
-
-
-def bags_step(rows: int, dim: int, columns: Mapping[str, Tensor], grads: list[Tensor]) -> Step:
-    """What torch alone offers: a bag per feature, sparse gradients, Adagrad."""
-    bags = [nn.EmbeddingBag(rows, dim, mode="sum", sparse=True, device="cuda") for _ in columns]
-    optimizer = torch.optim.Adagrad([bag.weight for bag in bags], lr=0.01)
-    offsets = torch.arange(len(grads[0]), device="cuda")
-
-    def step() -> None:
-        vectors = [bag(column, offsets) for bag, column in zip(bags, columns.values(), strict=True)]
-        torch.autograd.backward(vectors, grads)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def least_ms(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
@@ -81,7 +48,7 @@ def run(tables: int, backends: list[str], settings: argparse.Namespace) -> None:
     columns = {f"f{t}": torch.randint(rows, (size,), generator=generator, device="cuda") for t in range(tables)}
     grads = [torch.randn(size, dim, generator=generator, device="cuda") * 1e-3 for _ in range(tables)]
     unified = UnifiedTable(num_embeddings=rows * tables // 2, chunk_dim=dim // 4)
-    steps = {"EmbeddingBag(sparse) and Adagrad": bags_step(rows, dim, columns, grads)}
+    steps = {"EmbeddingBag(sparse) and Adagrad": bags_step(rows, dim, columns, grads, device="cuda")}
     for backend in backends:
         dense = DenseTable(embedding_dim=dim)
         steps[f"{backend} collection"] = collection_step(Ids(tables, rows, 1), dense, backend, columns, grads)

@@ -1,6 +1,6 @@
 """Time of a training step of the tables: our fused collection, the bare fbgemm op, and torch's EmbeddingBag.
 
-    make bench      or: python tests/bench/bench_tables.py [--rows 1000000] [--tables 8 26] [--batch 4096] [--dim 64]
+    make bench      or: python -m tests.bench.bench_tables [--rows 1000000] [--tables 8 26] [--batch 4096] [--dim 64]
 
 A step is forward, backward and update with one id per feature and row. One thread; the candidates are interleaved and
 the least CPU time of each counts; what is judged is the ratios. The multiplexed line reads --chunks pieces per
@@ -27,34 +27,16 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     PoolingMode,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from features.batch import Batch
-from features.spec import FeatureSchema, FeatureSpec
 from recsys.compression.factorized import CompositionalTable
 from recsys.compression.robe import RobeTable
 from recsys.embedding import DenseTable, EmbeddingCollection, RowWiseAdagrad, TableSpec, UnifiedTable
 from recsys.embedding.collection import Backend
 from recsys.embedding.precision import PRECISIONS, pack, read_rows
-
-Step = Callable[[], object]
-
-
-class Ids:
-    """An encoder's answers for features f0, f1, ... of `rows` ids each."""
-
-    def __init__(self, tables: int, rows: int, chunks: int = 1) -> None:
-        features = tuple(FeatureSpec(name=f"f{t}", table="ids", chunks=chunks) for t in range(tables))
-        self.schema = FeatureSchema(name="bench", features=features)
-        self.rows = rows
-
-    def num_embeddings(self, feature: str) -> int:
-        """The same for each."""
-        return self.rows
-
-    def counts(self, feature: str) -> None:
-        """Not counted."""
+from tests.bench.peers import Ids, Step, bags_step
 
 
 def fused_step(
@@ -79,21 +61,6 @@ def bare_step(rows: list[int], dim: int, indices: Tensor, grad: Tensor) -> Step:
     )
     offsets = torch.arange(len(indices) + 1)
     return lambda: op(indices, offsets).backward(grad)
-
-
-def bags_step(rows: int, dim: int, columns: Mapping[str, Tensor], grads: list[Tensor]) -> Step:
-    """What torch alone offers: a bag per feature, sparse gradients, Adagrad."""
-    bags = [nn.EmbeddingBag(rows, dim, mode="sum", sparse=True) for _ in columns]
-    optimizer = torch.optim.Adagrad([bag.weight for bag in bags], lr=0.01)
-    offsets = torch.arange(len(grads[0]))
-
-    def step() -> None:
-        vectors = [bag(column, offsets) for bag, column in zip(bags, columns.values(), strict=True)]
-        torch.autograd.backward(vectors, grads)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def least_ms(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
