@@ -1,7 +1,8 @@
 # make demo   install everything and run the main job end to end on embedded data
 # make test   install everything and run the tests         make test-slow   the data-heavy ones too
 # make lint   ruff and mypy strict                         make proto       regenerate serving/v1
-# make bench  times of the tables, as ratios to their peers
+# make bench  times of the tables and of a search over long histories, as ratios to their peers
+# make bench-din   of a training step of DIN, beside one written by hand and, with PEERS=FOLDER, two libraries'
 # make test-gpu, make bench-gpu   the same where torch finds a GPU (with CUDA=1); what cannot run there says so
 #
 # TORCH_INDEX=URL  another source of CPU wheels of torch (default: pip's own)
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-slow test-gpu bench bench-gpu lint format proto clean venv
+.PHONY: demo test test-slow test-gpu bench bench-din bench-gpu lint format proto clean venv
 
 demo: $(STAMP)
 	$(BIN)/recsys demo
@@ -30,6 +31,10 @@ test-gpu: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench.bench_tables
+	$(BIN)/python -m tests.bench.bench_search
+
+bench-din: $(STAMP)
+	$(BIN)/python -m tests.bench.bench_din $(if $(PEERS),--peers $(PEERS))
 
 bench-gpu: $(STAMP)
 	$(BIN)/python -m tests.bench.bench_gpu

@@ -27,6 +27,8 @@ class Jagged:
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if torch.compiler.is_exporting():  # sizes are symbols, which a check would make constants
+            return
         check_offsets(self.offsets, len(self.values))
         if self.weights is not None and self.weights.shape != self.values.shape[:1]:
             raise ValueError(f"weights have shape {tuple(self.weights.shape)}, one per value is {len(self.values)}")
@@ -41,7 +43,7 @@ class Jagged:
     @property
     def num_rows(self) -> int:
         """B."""
-        return len(self.offsets) - 1
+        return self.offsets.shape[0] - 1
 
     @property
     def lengths(self) -> Tensor:
@@ -51,8 +53,7 @@ class Jagged:
     @property
     def row_of_value(self) -> Tensor:
         """The row that each value belongs to, [N] int64."""
-        rows = torch.arange(self.num_rows, device=self.offsets.device)
-        return rows.repeat_interleave(self.lengths)
+        return owners_of(self.offsets, self.values.shape[0])
 
     def with_values(self, values: Tensor) -> "Jagged":
         """The same rows over other values, for instance the vectors [N, D] of these ids."""
@@ -71,6 +72,12 @@ class Jagged:
         """A copy on the device."""
         weights = None if self.weights is None else self.weights.to(device)
         return Jagged(values=self.values.to(device), offsets=self.offsets.to(device), weights=weights)
+
+
+def owners_of(offsets: Tensor, num_values: int) -> Tensor:
+    """Offsets [B + 1] of N values -> the row that each value belongs to, [N] int64."""
+    rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    return rows.repeat_interleave(offsets.diff(), output_size=num_values)
 
 
 def offsets_of(lengths: Tensor) -> Tensor:
@@ -117,6 +124,8 @@ class Batch:
     row_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if torch.compiler.is_exporting():
+            return
         counts = {name: num_rows(column) for name, column in self.columns().items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"columns of one batch differ in rows: {counts}")
@@ -128,8 +137,13 @@ class Batch:
         extra = {"weights": self.weights, "group": self.group, "row_ids": self.row_ids}
         return named | {name: column for name, column in extra.items() if column is not None}
 
-    def __len__(self) -> int:
+    @property
+    def num_rows(self) -> int:
+        """B; a symbol while a program is exported, where `len` would make it a constant."""
         return next((num_rows(column) for column in self.columns().values()), 0)
+
+    def __len__(self) -> int:
+        return self.num_rows
 
     def __getitem__(self, feature: str) -> Tensor | Jagged:
         if feature not in self.features:
@@ -177,7 +191,7 @@ class Batch:
 
 def num_rows(column: Tensor | Jagged) -> int:
     """B of either kind of column."""
-    return column.num_rows if isinstance(column, Jagged) else len(column)
+    return column.num_rows if isinstance(column, Jagged) else column.shape[0]
 
 
 def concat(batches: Sequence[Batch]) -> Batch:

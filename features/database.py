@@ -16,7 +16,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from features.hashes import mix64
+from features.hashes import hash64, mix64
 
 MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 65_536
@@ -25,6 +25,11 @@ BATCH_ROWS = 65_536
 @ibis.udf.scalar.builtin(name="recsys_mix64")  # type: ignore[untyped-decorator]
 def mix64_column(ids: int, salt: int) -> int:  # type: ignore[empty-body]
     """`vocab.mix64` inside an expression: the same numbers as in numpy and torch (int64 bit patterns)."""
+
+
+@ibis.udf.scalar.builtin(name="recsys_hash64")  # type: ignore[untyped-decorator]
+def hash64_column(text: str) -> int:  # type: ignore[empty-body]
+    """`hash64` of texts inside an expression, null for null."""
 
 
 class Database:
@@ -37,6 +42,7 @@ class Database:
             self._duckdb: duckdb.DuckDBPyConnection = self._ibis.con
             self.run("SET enable_progress_bar = false")
             self._duckdb.create_function("recsys_mix64", _mix64, ["BIGINT", "BIGINT"], "BIGINT", type="arrow")
+            self._duckdb.create_function("recsys_hash64", _hash64, ["VARCHAR"], "BIGINT", type="arrow")
 
     @staticmethod
     @contextmanager
@@ -140,3 +146,11 @@ def _mix64(ids: pa.ChunkedArray, salt: pa.ChunkedArray) -> pa.Array:
     if not len(ids):
         return pa.array([], pa.int64())
     return pa.array(mix64(np.asarray(ids, dtype=np.int64), int(salt[0].as_py())))
+
+
+def _hash64(texts: pa.ChunkedArray) -> pa.Array:
+    if not len(texts):
+        return pa.array([], pa.int64())
+    encoded = texts.combine_chunks().dictionary_encode()
+    distinct = pa.array([hash64(text) for text in encoded.dictionary.to_pylist()], pa.int64())
+    return distinct.take(encoded.indices)

@@ -10,6 +10,7 @@ How kinds are encoded:
   id_score_list   Jagged with weights; from lists of structs (id, score), or texts "id:score" joined by the separator
   dense           float32; null and NaN are missing; infinite values are refused
   a sequence      lists of the ids of the feature that it repeats (no buckets), for tables that hold such lists
+  an age          lists of whole seconds (by time), or of places from the newest (by position), as `Age.ids` counts them
 
 A bucketised id has no vocabulary: b boundaries make b + 1 rows, and with missing = "own_id" one more, row 0, for nulls.
 
@@ -34,7 +35,7 @@ from features.columns import Column, Frame, Lists, as_table
 from features.hashes import hash_ids
 from features.labels import read_group, read_labels, read_weights
 from features.raw_ids import Refuse
-from features.spec import FeatureSchema, FeatureSpec
+from features.spec import Age, FeatureSchema, FeatureSpec
 from features.transforms import Statistic, boundaries_of, fitted, needs_statistic, transformed
 from features.vocab import Rows, Vocabulary
 
@@ -106,6 +107,34 @@ class Encoder:
                 statistics[spec.name] = fitted(values[present], spec.transforms, _refuse_at(column, present))
         return Encoder.from_counts(schema, counts, statistics)
 
+    def with_schema(self, schema: FeatureSchema) -> "Encoder":
+        """The same vocabularies and statistics under a schema that adds features, none of which learns its own."""
+        return Encoder(schema, self.vocabularies, self.statistics)
+
+    def grown(self, counts: Mapping[str, tuple[Any, Any]]) -> "Encoder":
+        """The encoder after later data: every vocabulary `grown` by (raw ids, counts) of that data, all rows kept.
+
+        counts: as in `from_counts`; a vocabulary that is not named stays as it is. Statistics of transforms stay too:
+        the numbers that a trained model was given must not shift under it. Hashed ids need no growth.
+        """
+        _same_names("counts", counts, (), self.vocabularies)
+        later = {name: self.vocabularies[name].grown(*found) for name, found in counts.items()}
+        return Encoder(self.schema, self.vocabularies | later, self.statistics)
+
+    def check_extends(self, older: "Encoder") -> None:
+        """Raise ValueError unless this encodes as `older` does, but for ids that `older` had not seen.
+
+        That is: the same schema and statistics, and vocabularies that extend those of `older`. It names the schema, the
+        feature, or the vocabulary and its first row that differs.
+        """
+        if self.schema.content_hash != older.schema.content_hash:
+            raise ValueError(f"schema {self.schema.name!r} is not the one ({older.schema.name!r}) of the older encoder")
+        for name in sorted(self.statistics.keys() | older.statistics.keys()):
+            if self.statistics.get(name) != older.statistics.get(name):
+                raise ValueError(f"feature {name!r} has other statistics of its transforms than in the older encoder")
+        for name, vocabulary in self.vocabularies.items():
+            vocabulary.check_extends(older.vocabularies[name])
+
     def encode(self, table: pa.Table, names: Sequence[str], *, first_row: int = 0) -> dict[str, Tensor | Jagged]:
         """The named features of a table's rows: int64 [B], float32 [B], or Jagged of int64 [N].
 
@@ -115,14 +144,14 @@ class Encoder:
         return {name: self._encode(self.schema.feature(name), table, first_row) for name in names}
 
     def batch(self, frame: Frame, labels: bool = True) -> Batch:
-        """The features (not the sequences) of a whole frame; with labels, also labels, weights and group.
+        """The features of rows (not the sequences) of a whole frame; with labels, also labels, weights and group.
 
         With labels, rows that a label drops are left out, and a planted probability becomes the label "probability".
         """
         schema = self.schema
         columns = [spec.column for spec in schema.features] + [spec.column for spec in schema.labels]
         table = as_table(frame, [*columns, schema.weight, schema.group, schema.probability])
-        features = self.encode(table, [spec.name for spec in schema.features])
+        features = self.encode(table, [spec.name for spec in schema.features if not spec.history_only])
         if not labels:
             return Batch(features=features)
         values, keep = self.labels(table)
@@ -149,15 +178,17 @@ class Encoder:
             return None
         if source.bucketised:
             return len(self._boundaries(source)) + 1 + _missing_rows(source)
+        if source.vocabulary in self.schema.ages:
+            return self.schema.ages[source.vocabulary].buckets
         return self.vocabularies[source.vocabulary].num_rows
 
     def counts(self, feature: str) -> Tensor | None:
         """Occurrences in train by row, int64 [num_embeddings], 0 for the row of unseen ids.
 
-        None where they were not counted: hashed ids, buckets without counts in their statistic.
+        None where they were not counted: hashed ids, ages, buckets without counts in their statistic.
         """
         source = self._id_source(feature)
-        if source.hashed:
+        if source.hashed or source.vocabulary in self.schema.ages:
             return None
         if not source.bucketised:
             return torch.from_numpy(self.vocabularies[source.vocabulary].row_counts())
@@ -223,13 +254,16 @@ class Encoder:
     def _lists(self, spec: FeatureSpec, source: FeatureSpec, column: Column) -> Lists:
         lists = _lists(spec, column)
         vocabulary = self.vocabularies.get(source.vocabulary)
-        if lists.textual and vocabulary is not None and vocabulary.holds_integers:
+        counted = source.vocabulary in self.schema.ages
+        if lists.textual and (counted or (vocabulary is not None and vocabulary.holds_integers)):
             return lists.integers()
         return lists
 
     def _rows(self, source: FeatureSpec, ids: pa.Array, refuse: Refuse) -> Rows:
         if source.hashed:
             return hash_ids(ids)
+        if source.vocabulary in self.schema.ages:
+            return _age_ids(self.schema.ages[source.vocabulary], ids, refuse)
         vocabulary = self.vocabularies[source.vocabulary]
         if not vocabulary.accepts(ids):
             place = int(np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))[0])
@@ -286,6 +320,15 @@ def _lists(spec: FeatureSpec, column: Column) -> Lists:
     lists = lists if spec.max_length is None else lists.last(spec.max_length)
     _policed(lists.ids, spec, lists.refuse)
     return lists
+
+
+def _age_ids(age: Age, distances: pa.Array, refuse: Refuse) -> Rows:
+    if len(distances) and not pa.types.is_int64(distances.type):
+        refuse(0, f"an age by {age.by} is a whole number")
+    numbers: Rows = distances.to_numpy(zero_copy_only=False).astype(np.int64)
+    for place in np.flatnonzero(numbers < age.least)[:1].tolist():
+        refuse(place, f"an age by {age.by} is at least {age.least}")
+    return age.ids(numbers)
 
 
 def _train_ids(specs: Sequence[FeatureSpec], table: pa.Table) -> pa.Array:

@@ -1,14 +1,15 @@
 """The catalogue: one row per user, or per item, with its features encoded and its raw attributes.
 
-An entity's *position* is its row here: ids ascending, so the lowest id has the lowest position. A position is not a row
-of an embedding table: the encoded id feature maps one to the other, and an entity that was never trained on (a cold
-item) has a position like any other, and the row of unseen ids. Histories and sequences are not kept here.
+An entity's *position* is its row here: ids ascending, so the lowest id has the lowest position; what a table grew by
+stands after all that was there, ascending in itself. A position is not a row of an embedding table: the encoded id
+feature maps one to the other, and an entity that was never trained on (a cold item) has a position like any other, and
+the row of unseen ids. Histories and sequences are not kept here.
 
 Shapes: n entities, B positions asked for.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from features.raw_ids import IdIndex, Ids, arrow_ids, id_numpy, sorted_counts
 from features.spec import FeatureSchema, FeatureSpec
 from features.vocab import Vocabulary
 
+Entity = Literal["user", "item"]
 FORMAT = 1
 ATTRIBUTES, FEATURES, RECORD = "attributes.parquet", "features.safetensors", "entity.json"
 
@@ -37,14 +39,14 @@ ATTRIBUTES, FEATURES, RECORD = "attributes.parquet", "features.safetensors", "en
 class EntityTable:
     """All users, or all items.
 
-    raw_ids: int64 or object (str) [n], ascending. attributes: the raw columns [n], the id among them; null where an
+    raw_ids: int64 or object (str) [n], by position. attributes: the raw columns [n], the id among them; null where an
     entity has no row in the raw table. features: a Batch of n + 1 rows, the last for an unknown entity: its id reads
     the row of unseen ids, its other features are missing; a number or bucket that may not be missing is the
     catalogue's median, an id that may not be missing the row of unseen ids. refusing: features that have no value at
     all for an unknown entity (ids with unseen = "refuse").
     """
 
-    entity: Literal["user", "item"]
+    entity: Entity
     id_column: str
     raw_ids: Ids
     features: Batch
@@ -55,7 +57,7 @@ class EntityTable:
     def build(
         schema: FeatureSchema,
         encoder: Encoder,
-        entity: Literal["user", "item"],
+        entity: Entity,
         raw: pa.Table | None,
         extra_ids: Any = (),
     ) -> "EntityTable":
@@ -65,27 +67,34 @@ class EntityTable:
         ValueError for an id that is null or stands twice in the raw table, and for a feature that an entity lacks
         while it refuses missing values.
         """
-        own = schema.feature(schema.user if entity == "user" else schema.item)
-        others = [spec for spec in schema.of_entity(entity) if spec.name != own.name]
+        own, *others = _specs(schema, entity)
         if raw is None and others:
             names = [spec.name for spec in others]
             raise ValueError(f"features {names} belong to the {entity}, so a table of {entity}s is needed")
-        table = pa.table({own.column: arrow_ids(extra_ids, f"{entity} ids")[:0]}) if raw is None else raw
-        listed = _listed_ids(table, own, entity)
-        ids = _union(listed, arrow_ids(extra_ids, f"{entity} ids"), entity)
+        table, listed, ids = _read(own, raw, extra_ids, entity)
         found = IdIndex(id_numpy(listed), np.arange(len(listed)), f"the {entity} table").find(ids)
         attributes = _attributes(table, own.column, ids, found)
         known = encoder.encode(attributes.select([own.column]), [own.name])
         known |= _attribute_features(encoder, table, others, ids, found)
-        last = {spec.name: _unknown(encoder, spec, known[spec.name], spec is own) for spec in (own, *others)}
-        return EntityTable(
-            entity=entity,
-            id_column=own.column,
-            raw_ids=id_numpy(ids),
-            features=concat([Batch(features=known), Batch(features=last)]),
-            attributes=attributes,
-            refusing=tuple(spec.name for spec in (own, *others) if _refuses_unknown(encoder, spec, spec is own)),
-        )
+        return _table(encoder, entity, ids, attributes, known)
+
+    def grown(self, encoder: Encoder, raw: pa.Table | None, extra_ids: Any = ()) -> "EntityTable":
+        """With later raw rows (one per id) and ids: known entities keep their positions, new ones follow, ascending.
+
+        encoder: this table's or one grown from it. A row of a known entity replaces its attributes, but a null, and a
+        column that the later table lacks, leaves what was known. For an unknown entity numbers and buckets stay as they
+        were (a median would shift). Raises ValueError as `build` does. Memory: two copies of the attributes.
+        """
+        own, *others = _specs(encoder.schema, self.entity)
+        later, listed, ids = _read(own, raw, extra_ids, self.entity)
+        parts = [arrow_ids(self.raw_ids, self.entity), ids.filter(pa.array(self._index.find(ids) < 0))]
+        ids = pa.concat_arrays([part for part in parts if len(part)] or parts[:1])
+        found = IdIndex(id_numpy(listed), np.arange(len(listed)), f"the {self.entity} table").find(ids)
+        _refuse_rowless(others, ids[len(self) :], found[len(self) :])
+        attributes = _updated(self.attributes, later, found, own.column, ids)
+        known = encoder.encode(attributes, [own.name, *(spec.name for spec in others)])
+        unknown = self.features.select(torch.tensor([len(self)]))
+        return _table(encoder, self.entity, ids, attributes, known, unknown)
 
     def __len__(self) -> int:
         return len(self.raw_ids)
@@ -172,6 +181,45 @@ class EntityTable:
         return IdIndex(self.raw_ids, np.arange(len(self.raw_ids)), f"the {self.entity} table")
 
 
+def _specs(schema: FeatureSchema, entity: Entity) -> list[FeatureSpec]:
+    """The features of an entity, its own id first."""
+    own = schema.feature(schema.user if entity == "user" else schema.item)
+    return [own, *(spec for spec in schema.of_entity(entity) if spec.name != own.name)]
+
+
+def _read(
+    own: FeatureSpec, raw: pa.Table | None, extra_ids: Any, entity: Entity
+) -> tuple[pa.Table, pa.Array, pa.Array]:  # fmt: skip
+    """The raw table (an empty one for none), its ids, and all distinct ids, ascending."""
+    extra = arrow_ids(extra_ids, f"{entity} ids")
+    table = pa.table({own.column: extra[:0]}) if raw is None else raw
+    listed = _listed_ids(table, own, entity)
+    return table, listed, _union(listed, extra, entity)
+
+
+def _table(
+    encoder: Encoder,
+    entity: Entity,
+    ids: pa.Array,
+    attributes: pa.Table,
+    known: Mapping[str, Tensor | Jagged],
+    unknown: Batch | None = None,
+) -> EntityTable:
+    """The table of these entities, with the row of an unknown one; unknown: that row as it was, for what is no id."""
+    own, *others = _specs(encoder.schema, entity)
+    last = {spec.name: _unknown(encoder, spec, known[spec.name], spec is own) for spec in (own, *others)}
+    if unknown is not None:
+        last |= {spec.name: unknown[spec.name] for spec in others if spec.kind == "dense" or spec.bucketised}
+    return EntityTable(
+        entity=entity,
+        id_column=own.column,
+        raw_ids=id_numpy(ids),
+        features=concat([Batch(features=dict(known)), Batch(features=last)]),
+        attributes=attributes,
+        refusing=tuple(spec.name for spec in (own, *others) if _refuses_unknown(encoder, spec, spec is own)),
+    )
+
+
 def _listed_ids(table: pa.Table, own: FeatureSpec, entity: str) -> pa.Array:
     if own.column not in table.column_names:
         raise ValueError(f"the {entity} table lacks the id column {own.column!r}; it has {table.column_names}")
@@ -206,17 +254,41 @@ def _attribute_features(
         return {}
     names = [spec.name for spec in specs]
     rows = Batch(features=encoder.encode(table, names))
-    without = np.flatnonzero(found < 0)
-    if len(without):
-        refusing = [spec.name for spec in specs if spec.missing == "refuse"]
-        if refusing:
-            missing_id = ids[int(without[0])].as_py()
-            raise ValueError(
-                f"features {refusing} refuse missing values, but id {missing_id!r} has no row in the table"
-            )
+    _refuse_rowless(specs, ids, found)
+    if (found < 0).any():
         blank = pa.table({field.name: pa.nulls(1, field.type) for field in table.schema})
         rows = concat([rows, Batch(features=encoder.encode(blank, names))])
     return dict(rows.select(torch.from_numpy(np.where(found < 0, table.num_rows, found))).features)
+
+
+def _refuse_rowless(specs: Sequence[FeatureSpec], ids: pa.Array, found: Any) -> None:
+    """Refuse ids without a row of the raw table where a feature may not be missing."""
+    without = np.flatnonzero(found < 0)
+    refusing = [spec.name for spec in specs if spec.missing == "refuse"]
+    if len(without) and refusing:
+        missing_id = ids[int(without[0])].as_py()
+        raise ValueError(f"features {refusing} refuse missing values, but id {missing_id!r} has no row in the table")
+
+
+def _updated(older: pa.Table, later: pa.Table, found: Any, id_column: str, ids: pa.Array) -> pa.Table:
+    """Raw rows of all ids [n], those of `older` first: what `later` has in row found[i], else what was known."""
+    kinds = pa.unify_schemas(
+        [pa.schema([field for field in table.schema if field.name != id_column]) for table in (older, later)],
+        promote_options="permissive",
+    )
+    places = np.append(np.arange(older.num_rows), np.full(len(ids) - older.num_rows, -1))
+    columns = {id_column: pa.chunked_array([ids])}
+    for kind in kinds:
+        chunks: list[pa.Array] = []
+        rows = np.full(len(ids), -1)
+        for table, own in ((older, places), (later, found)):
+            if table.num_rows and kind.name in table.column_names:
+                column = table[kind.name].cast(kind.type)
+                valid = (own >= 0) & column.is_valid().to_numpy()[own]
+                rows = np.where(valid, own + sum(len(chunk) for chunk in chunks), rows)
+                chunks += column.chunks
+        columns[kind.name] = pa.chunked_array(chunks, kind.type).take(pa.array(rows, mask=rows < 0))
+    return pa.table(columns).combine_chunks()
 
 
 def _unknown(encoder: Encoder, spec: FeatureSpec, known: Tensor | Jagged, is_own: bool) -> Tensor | Jagged:

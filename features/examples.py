@@ -6,6 +6,7 @@ that nothing later than the example can reach it. Examples are Parquet, `<split>
 
     user, item           positions in the entity tables, -1 for a missing id (where the schema has users, items)
     position             in the user's history (where the schema has sequences)
+    time                 of the example, as in the log (where the histories are ordered)
     event features       encoded: int64 rows, float32 numbers, lists; `<name>:weights` of an id_score_list
     label:<name>, weight, probability (float32), group (int64)
 
@@ -32,26 +33,37 @@ from features.entities import EntityTable
 from features.hashes import hash_ids
 from features.histories import Histories, history_label
 from features.history_files import EventChunk
-from features.log_columns import CODE, EXAMPLE, GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, label_column
+from features.log_columns import (
+    CODE,
+    EXAMPLE,
+    GROUP,
+    NUMBER,
+    PROBABILITY,
+    TIME,
+    WEIGHT,
+    label_column,
+    without_negatives,
+)
 from features.raw_ids import arrow_ids
 from features.source_files import SPLITS
 from features.spec import FeatureSchema, FeatureSpec
 
 ROW_GROUP = 65_536
 ROW_GROUPS_PER_FILE = 64
-RESERVED = ("user", "item", "position", "weight", "group", "probability")
+RESERVED = ("user", "item", "position", "time", "weight", "group", "probability")
 Progress = Callable[[str, int, int], None]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What events are encoded with. users, items: None where the schema has none."""
+    """What events are encoded with. users, items: None where the schema has none. ticks_per_second: of times."""
 
     encoder: Encoder
     users: EntityTable | None
     items: EntityTable | None
     histories: Histories | None = None
+    ticks_per_second: int = 1
 
     @property
     def schema(self) -> FeatureSchema:
@@ -93,28 +105,41 @@ def keeps_histories(schema: FeatureSchema, positive: bool) -> bool:
     return bool(schema.user and schema.item) and (bool(schema.sequences) or positive)
 
 
-def write_histories(
-    database: Database, events: ir.Table, learned: Learned, path: Path, progress: Progress
-) -> Histories:
-    """Build the histories of all users: every event that belongs to them, of every split."""
-    schema = learned.schema
+def history_events(events: ir.Table, schema: FeatureSchema) -> ir.Table:
+    """The events that belong to histories: those of the sequences, or the examples where there are none."""
     user, item = schema.feature(schema.user).column, schema.feature(schema.item).column
+    events = without_negatives(events)
     belongs: Any = events[EXAMPLE]
     if schema.sequences:
         label = history_label(schema)
         belongs = events[label_column(label)] > 0 if label else True
-    ordered = any(group.ordered for group in schema.sequences)
+    return events.filter(events[user].notnull(), events[item].notnull(), belongs)
+
+
+def write_histories(
+    database: Database, events: ir.Table, learned: Learned, path: Path, progress: Progress
+) -> Histories:
+    """Build the histories of all users: every event that belongs to them, of every split."""
+    assert learned.users is not None
+    chunks = event_chunks(database, events, learned, progress)
+    ordered, ticks = learned.schema.orders_events, learned.ticks_per_second
+    return Histories.build(path, chunks, num_users=len(learned.users), ordered=ordered, ticks_per_second=ticks)
+
+
+def event_chunks(
+    database: Database, events: ir.Table, learned: Learned, progress: Progress
+) -> Iterator[EventChunk]:  # fmt: skip
+    """The events that belong to histories, encoded, in the order of raw user ids and then of the raw rows."""
+    schema = learned.schema
+    user, item = schema.feature(schema.user).column, schema.feature(schema.item).column
+    ordered = schema.orders_events
     beside = _event_features_in_sequences(schema)
     columns = [user, item, CODE, NUMBER, *([TIME] if ordered else []), *(spec.column for spec in beside)]
-    named = events.filter(events[user].notnull(), events[item].notnull(), belongs)
+    named = history_events(events, schema)
     rows = named.select(*dict.fromkeys(columns)).order_by(user, NUMBER)
     total = int(database.value(named.count()))
-    chunks = (
-        _event_chunk(table, learned, ordered, beside)
-        for table in _counted(_tables(database, rows), "histories", total, progress)
-    )
-    assert learned.users is not None
-    return Histories.build(path, chunks, num_users=len(learned.users), ordered=ordered)
+    for table in _counted(_tables(database, rows), "histories", total, progress):
+        yield _event_chunk(table, learned, ordered, beside)
 
 
 def _event_features_in_sequences(schema: FeatureSchema) -> list[FeatureSpec]:
@@ -188,7 +213,8 @@ def _encode(table: pa.Table, learned: Learned, first_row: int) -> pa.Table:
     columns: dict[str, Any] = dict(learned.positions(table))
     if learned.histories is not None and schema.sequences:
         columns["position"] = _positions(table, learned, columns)
-    names = [spec.name for spec in schema.of_entity("event")]
+        columns |= {"time": table[TIME]} if schema.orders_events else {}
+    names = [spec.name for spec in schema.of_entity("event") if not spec.history_only]
     for name, column in learned.encoder.encode(table, names, first_row=first_row).items():
         columns |= _arrow_columns(name, column)
     for label in schema.labels:

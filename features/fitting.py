@@ -26,14 +26,23 @@ VALUE = "value"
 
 
 class Fitter:
-    """Learns an encoder. train: the examples of the train split, as in the log."""
+    """Learns an encoder. train: the examples of the train split, as in the log. past: the events of that split that
+    stand in histories, of which features of past events alone are learned; None where the schema has none of these.
+    """
 
     def __init__(
-        self, database: Database, schema: FeatureSchema, train: ir.Table, catalogues: Mapping[Entity, Catalogue]
+        self,
+        database: Database,
+        schema: FeatureSchema,
+        train: ir.Table,
+        catalogues: Mapping[Entity, Catalogue],
+        past: ir.Table | None = None,
     ) -> None:
         self._database, self._schema = database, schema
         self._catalogues = catalogues
         self._rows: dict[str, ir.Table] = {"event": train.mutate(**{ROWS: ibis.literal(1, "int64")})}
+        if past is not None:
+            self._rows["past"] = past.mutate(**{ROWS: ibis.literal(1, "int64")})
         for entity, catalogue in catalogues.items():
             self._rows[entity] = database.store(f"train_rows_{entity}", catalogue.with_train_rows(train))
 
@@ -44,6 +53,10 @@ class Fitter:
         statistics = {spec.name: self._statistic(spec) for spec in with_transforms}
         return Encoder(self._schema, vocabularies, statistics)
 
+    def counts(self) -> dict[str, tuple[pa.ChunkedArray, NDArray[np.int64]]]:
+        """Vocabulary name -> ids and the rows that have each, as `Encoder.grown` takes them."""
+        return {name: self._id_counts(specs) for name, specs in self._schema.vocabularies.items()}
+
     def _vocabulary(self, name: str, specs: tuple[FeatureSpec, ...]) -> Vocabulary:
         policy = specs[0]
         refuses = policy.unseen == "refuse"
@@ -52,17 +65,18 @@ class Fitter:
                 f"vocabulary {name!r}: min_count = {policy.min_count} makes rare ids unseen, and unseen = 'refuse' "
                 "forbids unseen ids"
             )
+        min_count = 0 if refuses else policy.min_count
+        return Vocabulary.from_counts(name, *self._id_counts(specs), unseen=policy.unseen, min_count=min_count)
+
+    def _id_counts(self, specs: tuple[FeatureSpec, ...]) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
+        """Of the features of one vocabulary; where unseen ids are refused, with all ids that the catalogues know."""
         counted = [self._counted(spec) for spec in specs]
-        known = [self._known(spec) for spec in specs if refuses and spec.entity != "event"]
-        ids = _chunks([table[VALUE] for table in counted + known])
-        counts = np.concatenate([_int64(table[ROWS]) for table in counted + known])
-        return Vocabulary.from_counts(
-            name, ids, counts, unseen=policy.unseen, min_count=0 if refuses else policy.min_count
-        )
+        counted += [self._known(spec) for spec in specs if spec.unseen == "refuse" and spec.entity != "event"]
+        return _chunks([table[VALUE] for table in counted]), np.concatenate([_int64(table[ROWS]) for table in counted])
 
     def _counted(self, spec: FeatureSpec) -> pa.Table:
         """Distinct ids of a feature in the train examples, and how many rows have each."""
-        values = _ids(self._rows[spec.entity], spec)
+        values = _ids(self._rows["past" if spec.history_only else spec.entity], spec)
         if self._identifies(spec):
             values = values.filter(values[VALUE].notnull())
         return self._database.fetch(_grouped(values))

@@ -16,6 +16,14 @@ Two kinds, as the schema's sequence group states (`SequenceGroup.ordered`):
 
 Position -1 means "all that is visible", in both kinds.
 
+How long ago an event was (`SequenceGroup.age`) is counted when it is cut: by its place from the newest one that the
+example sees, or by the seconds to the example's time.
+
+A request's own history (`of_request`) is one more ordered history. Where its events carry times they may come in any
+order: they are sorted by time (ties stay as given), and an event at or after the request's time is not visible, as no
+event at or after an example's time is. An empty history is an empty row of every sequence; of one longer than
+`max_length` the newest events are read.
+
 How `prepare` uses it: filter the events to those that belong (the sequence groups' `label`, see `history_label`),
 hand them over grouped by rising user position, then ask for the positions of any examples, whether they belong or not:
 
@@ -39,7 +47,7 @@ from numpy.typing import ArrayLike, NDArray
 from features.batch import Jagged
 from features.entities import EntityTable
 from features.history_files import FORMAT, EventChunk, place_in_set, write_histories
-from features.spec import FeatureSchema, SequenceGroup
+from features.spec import Age, FeatureSchema, SequenceGroup
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
@@ -49,26 +57,31 @@ class Histories:
     """The events of all users, in memory or memory-mapped.
 
     offsets [U + 1]: user u's events are offsets[u]:offsets[u + 1]. arrays: "items", "splits", perhaps "timestamps",
-    and "column.<feature>", each [E].
+    and "column.<feature>", each [E]. ticks_per_second: the unit of timestamps.
     """
 
-    def __init__(self, offsets: Array, arrays: Mapping[str, Array], *, ordered: bool) -> None:
+    def __init__(
+        self, offsets: Array, arrays: Mapping[str, Array], *, ordered: bool, ticks_per_second: int = 1
+    ) -> None:
         self.offsets = offsets
         self.ordered = ordered
+        self.ticks_per_second = ticks_per_second
         self._arrays = dict(arrays)
         wrong = {name: len(array) for name, array in arrays.items() if len(array) != int(offsets[-1])}
         if wrong:
             raise ValueError(f"histories: offsets end at event {int(offsets[-1])}, but columns hold {wrong} events")
 
     @staticmethod
-    def build(path: Path, chunks: Iterable[EventChunk], *, num_users: int, ordered: bool) -> "Histories":
+    def build(
+        path: Path, chunks: Iterable[EventChunk], *, num_users: int, ordered: bool, ticks_per_second: int = 1
+    ) -> "Histories":
         """Write the histories of `num_users` users as a new folder and open it.
 
         At least one chunk, which may be empty (it names the columns). Memory is bounded by one chunk and one user's
         events. Raises ValueError when users fall, lie outside [0, num_users), when chunks differ in columns, or when
         an ordered history has no timestamps.
         """
-        write_histories(path, chunks, num_users, ordered)
+        write_histories(path, chunks, num_users, ordered, ticks_per_second)
         return Histories.open(path)
 
     @staticmethod
@@ -80,17 +93,33 @@ class Histories:
         offsets = np.load(path / "offsets.npy")
         mode: Literal["r"] | None = "r" if offsets[-1] else None
         arrays = {name: np.asarray(np.load(path / file, mmap_mode=mode)) for name, file in about["files"].items()}
-        return Histories(offsets, arrays, ordered=about["ordered"])
+        ticks = about.get("ticks_per_second", 1)
+        return Histories(offsets, arrays, ordered=about["ordered"], ticks_per_second=ticks)
 
     @staticmethod
     def of_request(
-        items: Sequence[int], columns: Mapping[str, Array] | None = None, *, ordered: bool = True
+        items: ArrayLike,
+        columns: Mapping[str, Array] | None = None,
+        *,
+        ordered: bool = True,
+        timestamps: ArrayLike | None = None,
+        ticks_per_second: int = 1,
     ) -> "Histories":
-        """The history of one request, as user 0: item positions in time order (-1: an item that is not known)."""
-        users = np.zeros(len(items), np.int64)
-        splits = np.zeros(len(items), np.uint8)
-        chunk = EventChunk(users=users, items=np.asarray(items, np.int64), splits=splits, columns=columns or {})
-        return Histories(np.array([0, len(items)]), chunk.arrays(), ordered=ordered)
+        """The history of one request, as user 0: item positions [E] (-1: an item that is not known), in time order.
+
+        With timestamps [E] the events of an ordered one may come in any order. Raises ValueError for columns of other
+        lengths.
+        """
+        positions = np.asarray(items, np.int64)
+        none = np.zeros(len(positions), np.int64)
+        times = None if timestamps is None else np.asarray(timestamps, np.int64)
+        chunk = EventChunk(users=none, items=positions, splits=none, timestamps=times, columns=columns or {})
+        arrays = chunk.arrays()
+        if times is not None and ordered and len(times) == len(positions):
+            order = np.argsort(times, kind="stable")
+            arrays = {name: array[order] for name, array in arrays.items()}
+        offsets = np.array([0, len(positions)])
+        return Histories(offsets, arrays, ordered=ordered, ticks_per_second=ticks_per_second)
 
     @property
     def num_users(self) -> int:
@@ -111,6 +140,17 @@ class Histories:
     def columns(self) -> tuple[str, ...]:
         """The event features kept beside the items."""
         return tuple(name.removeprefix("column.") for name in self._arrays if name.startswith("column."))
+
+    @property
+    def keeps_times(self) -> bool:
+        """Whether the events carry timestamps."""
+        return "timestamps" in self._arrays
+
+    def latest(self, ends: Array | None = None) -> int:
+        """The time of the newest event before `ends` [U] (default: of all), of ordered histories; 0 without events."""
+        stops = self.offsets[1:] if ends is None else ends
+        last = stops[stops > self.offsets[:-1]] - 1
+        return int(self.column("timestamps", last).max()) if len(last) and self.keeps_times else 0
 
     def column(self, name: str, events: ArrayLike) -> Array:
         """An event feature, or "items", "timestamps", "splits", of the events, [N]."""
@@ -170,9 +210,12 @@ class Histories:
         positions: ArrayLike,
         items: EntityTable,
         ends: Array | None = None,
+        times: ArrayLike | None = None,
     ) -> dict[str, Jagged]:
         """The aligned sequences of one group, a row for each example: an item feature through the item table, an event
-        feature from the columns kept here.
+        feature from the columns kept here, the age of events from their places or their times.
+
+        times: of the examples, [B], in the unit of the log; for an age by time alone.
         """
         if group.ordered != self.ordered:
             raise ValueError(f"sequence group {group.name!r} has ordered = {group.ordered}, the histories have not")
@@ -180,13 +223,23 @@ class Histories:
         of_items = [source for source in group.of.values() if source in items.features.features]
         named = items.gather(torch.from_numpy(self.column("items", events)), of_items)
         bounds = torch.from_numpy(offsets)
-        return {
-            sequence: Jagged(
-                values=named.ids(source) if source in of_items else torch.from_numpy(self.column(source, events)),
-                offsets=bounds,
-            )
+        cut = {
+            sequence: named.ids(source) if source in of_items else torch.from_numpy(self.column(source, events))
             for sequence, source in group.of.items()
         }
+        if group.age is not None:
+            cut[group.age.name] = torch.from_numpy(self._ages(group.age, events, offsets, times))
+        return {sequence: Jagged(values=values, offsets=bounds) for sequence, values in cut.items()}
+
+    def _ages(self, age: Age, events: Array, offsets: Array, times: ArrayLike | None) -> Array:
+        """The ids of the age of the events [N] of examples that offsets [B + 1] tell apart."""
+        lengths = np.diff(offsets)
+        if age.by == "position":
+            return age.ids(np.repeat(offsets[1:], lengths) - np.arange(len(events)))
+        if times is None or not self.keeps_times:
+            raise ValueError(f"age {age.name!r} is by time, which needs the times of examples and of their events")
+        elapsed = np.repeat(np.asarray(times, np.int64), lengths) - self.column("timestamps", events)
+        return age.ids(elapsed // self.ticks_per_second)
 
     def _visible(self, users: Array, ends: Array | None) -> tuple[Array, Array]:
         """First and past-the-last visible event of each user, [B] each."""

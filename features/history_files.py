@@ -49,7 +49,9 @@ class EventChunk:
         return named | {f"column.{name}": _column(name, column) for name, column in self.columns.items()}
 
 
-def write_histories(path: Path, chunks: Iterable[EventChunk], num_users: int, ordered: bool) -> None:
+def write_histories(
+    path: Path, chunks: Iterable[EventChunk], num_users: int, ordered: bool, ticks_per_second: int = 1
+) -> None:
     """The folder that `Histories.open` maps; `Histories.build` says what is accepted."""
     counts = np.zeros(num_users, np.int64)
     with folder_aside(path) as folder:
@@ -60,7 +62,8 @@ def write_histories(path: Path, chunks: Iterable[EventChunk], num_users: int, or
                 columns.append(arranged.arrays())
             files = columns.finish()
             np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
-        write_json(folder / "histories.json", {"format": FORMAT, "ordered": ordered, "files": files})
+        about = {"format": FORMAT, "ordered": ordered, "ticks_per_second": ticks_per_second, "files": files}
+        write_json(folder / "histories.json", about)
 
 
 def place_in_set(items: Array) -> Array:
@@ -81,12 +84,12 @@ def _whole_users(chunks: Iterable[EventChunk], num_users: int) -> Iterator[Event
         earlier, last = last, int(chunk.users[-1])
         complete = int(np.searchsorted(chunk.users, last))
         if complete or earlier != last:
-            yield _joined([*held, _part(chunk, slice(0, complete))])
+            yield joined([*held, part_of(chunk, slice(0, complete))])
             held = []
-        held.append(_part(chunk, slice(complete, None)))
+        held.append(part_of(chunk, slice(complete, None)))
     if not held:
         raise ValueError("no chunk of history events came; give an empty one when there are none")
-    yield _joined(held)
+    yield joined(held)
 
 
 def _check_columns(chunk: EventChunk, earlier: EventChunk) -> None:
@@ -103,7 +106,8 @@ def _check_users(users: Array, last: int, num_users: int) -> None:
         raise ValueError(f"history event of user position {users[-1]}, but there are {num_users} users")
 
 
-def _part(chunk: EventChunk, rows: Any) -> EventChunk:
+def part_of(chunk: EventChunk, rows: Any) -> EventChunk:
+    """Some events of a chunk: a slice, a mask or indices."""
     return EventChunk(
         users=chunk.users[rows],
         items=chunk.items[rows],
@@ -113,7 +117,8 @@ def _part(chunk: EventChunk, rows: Any) -> EventChunk:
     )
 
 
-def _joined(chunks: Sequence[EventChunk]) -> EventChunk:
+def joined(chunks: Sequence[EventChunk]) -> EventChunk:
+    """Chunks one after the other, in the order given."""
     times = [chunk.timestamps for chunk in chunks if chunk.timestamps is not None]  # of all chunks, or of none
     return EventChunk(
         users=np.concatenate([chunk.users for chunk in chunks]),
@@ -131,8 +136,8 @@ def _arranged(chunk: EventChunk, ordered: bool) -> EventChunk:
             raise ValueError(
                 "an ordered history needs timestamps; declare the sequences `ordered = false` without them"
             )
-        return _part(chunk, np.lexsort((chunk.splits, chunk.timestamps, chunk.users)))
-    return _part(chunk, _order_of_set(chunk))
+        return part_of(chunk, np.lexsort((chunk.splits, chunk.timestamps, chunk.users)))
+    return part_of(chunk, _order_of_set(chunk))
 
 
 def _order_of_set(chunk: EventChunk) -> Array:

@@ -10,8 +10,8 @@ Every rank decodes every block, so that the order is the same for any number of 
 the same.
 
 Columns of an example file: `user`, `item` (positions in the entity tables; -1 unknown), `position` (in the user's
-history), `label:<name>`, `weight`, `group`, `probability` (given as a label of that name), and event features by their
-names: int64 rows, float32 numbers, lists of int64; `<name>:weights` holds the weights of an id_score_list.
+history), `time`, `label:<name>`, `weight`, `group`, `probability` (given as a label of that name), and event features
+by their names: int64 rows, float32 numbers, lists of int64; `<name>:weights` holds the weights of an id_score_list.
 
 Shapes: B rows of a batch.
 """
@@ -39,7 +39,7 @@ from features.spec import FeatureSchema
 
 Array = NDArray[Any]
 T = TypeVar("T")
-_ROLES = ("user", "item", "position", "weight", "group", "probability")
+_ROLES = ("user", "item", "position", "time", "weight", "group", "probability")
 _ROW_GROUPS, _ROWS = 0, 1  # what a permutation is of; keeps the generators of one epoch apart
 
 
@@ -201,9 +201,9 @@ class Loader:
         if source.items is not None:
             features |= source.items.gather(columns.ids("item")).features
         if source.histories is not None and source.items is not None:
-            user, position = columns.ids("user"), columns.ids("position")
+            user, position, times = columns.ids("user"), columns.ids("position"), _optional(raw, "time")
             for group in source.schema.sequences:
-                features |= source.histories.cut(group, user, position, source.items, source.ends)
+                features |= source.histories.cut(group, user, position, source.items, source.ends, times)
         weights = _optional(raw, "weight")
         return Batch(
             features=features,

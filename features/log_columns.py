@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ibis
+import ibis.expr.types as ir
+
 from features.database import Database
 from features.raw_columns import (
     DECIMAL,
@@ -26,13 +29,20 @@ from features.source_files import SPLIT, SPLITS, SourceTable, missing_column
 from features.spec import FeatureSchema, FeatureSpec, LabelSpec
 
 NUMBER, TIME, WEIGHT, PROBABILITY, GROUP = "__number", "__time", "__weight", "__probability", "__group"
+DROPPED = "__dropped"
 EXAMPLE, CODE = "__example", "__code"  # given later: whether an event is an example, the index of its split
+NEGATIVE = "__negative"  # where negatives were drawn: whether the row is one
 ROLE_OF_ENTITY = {"user": "users", "item": "items", "event": "events"}
 
 
 def label_column(label: str) -> str:
     """The column of a label in the log."""
     return f"label:{label}"
+
+
+def without_negatives(events: ir.Table) -> ir.Table:
+    """The events that stand in the log, not those drawn beside them."""
+    return events.filter(~events[NEGATIVE]) if NEGATIVE in events.columns else events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +67,28 @@ class LogColumns:
     """The plan for the tables of one source. Raises ValueError naming a column that is absent, or read in two ways.
 
     homes: feature name -> the role of the table that its column stands in. time_unit: that of times in the log.
+    positives_only: whether a label whose column is absent is 1 in every row. texts: salts of ids that are text, also
+    where all of them here look like integers.
     """
 
     def __init__(
-        self, database: Database, tables: Mapping[str, SourceTable], schema: FeatureSchema, split_column: str
+        self,
+        database: Database,
+        tables: Mapping[str, SourceTable],
+        schema: FeatureSchema,
+        split_column: str,
+        *,
+        positives_only: bool = False,
+        texts: frozenset[str] = frozenset(),
     ) -> None:
         self._tables = {role: table for role, table in tables.items() if _is_used(role, schema)}
         self._schema = schema
         self._split_column = split_column
+        absent = {label.name for label in schema.labels if label.column not in self._tables["events"].columns}
+        self._sure_labels = absent if positives_only else set()
         self.homes = {spec.name: self._home(spec) for spec in schema.features}
         self._check_roles()
-        self._integers = self._integer_ids(database)
+        self._integers = {salt: found and salt not in texts for salt, found in self._integer_ids(database).items()}
         self._numeric = self._numeric_attributes(database)
 
     @property
@@ -78,6 +99,11 @@ class LogColumns:
         kind = self._tables["events"].rows[self._schema.timestamp].type()
         dated = kind.is_date() or kind.is_timestamp() or (kind.is_string() and not self._integers[TIME])
         return "microseconds" if dated else "as given"
+
+    @property
+    def text_ids(self) -> frozenset[str]:
+        """Salts of the ids that are text here."""
+        return frozenset(salt for salt, integers in self._integers.items() if not integers and salt != TIME)
 
     @property
     def tables(self) -> Mapping[str, SourceTable]:
@@ -115,7 +141,8 @@ class LogColumns:
             self._require(getattr(schema, what), what, "events")
         self._require(self._split_column, "data.split.column", "events")
         for label in schema.labels:
-            self._require(label.column, f"label {label.name!r}", "events")
+            if label.name not in self._sure_labels:
+                self._require(label.column, f"label {label.name!r}", "events")
         for role, name in (("users", schema.user), ("items", schema.item)):
             if name and role in self._tables:
                 self._require(schema.feature(name).column, f"feature {name!r}", role)
@@ -246,7 +273,9 @@ class LogColumns:
             reading = read_id(rows[schema.group], schema.group, integers=self._integers[GROUP], refuse_missing=True)
             yield Part(name=GROUP, reading=reading)
         for label in schema.labels:
-            yield _label_part(rows, label)
+            sure = label.name in self._sure_labels
+            one = Reading(ibis.literal(1, "int64").cast("float64"))
+            yield Part(name=label_column(label.name), reading=one) if sure else _label_part(rows, label)
         if self._split_column or SPLIT in rows.columns:
             yield Part(name=SPLIT, reading=_read_split(rows, self._split_column or SPLIT))
 

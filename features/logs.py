@@ -6,6 +6,7 @@ Columns of `Log.events`, a table on disk in the order of the files:
     SPLIT         the published split, where there is one
     TIME          int64 (the schema's `timestamp`)
     WEIGHT, PROBABILITY, GROUP, and `label:<name>` after its rule
+    DROPPED       whether a label drops the row as an example; only where histories are ordered, which keep such events
     raw columns   that features read, in the canonical form of `raw_columns` (of users and items: all columns)
 
 Users and items, where the source has tables of them, are checked in the same way. All values are checked here, at once,
@@ -14,7 +15,9 @@ so that one look at the report shows every bad row; splits, joins and encoding c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
+from operator import or_
 from typing import Any, Literal
 
 import ibis
@@ -22,15 +25,16 @@ import ibis.expr.types as ir
 
 from features.bad_rows import BadRowFiles, BadRows, settle
 from features.database import Database
-from features.log_columns import GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, LogColumns, Part, label_column
+from features.log_columns import DROPPED, GROUP, NUMBER, PROBABILITY, TIME, WEIGHT, LogColumns, Part, label_column
 from features.raw_columns import Fault
 from features.source_files import FILE, ROW, SPLIT, broken_files_named
 from features.sources import SourceTables
 from features.spec import FeatureSchema
+from features.utc_day import UtcDay
 
 __all__ = [
-    "GROUP", "NUMBER", "PROBABILITY", "SPLIT", "TIME", "WEIGHT", "BadRowFiles", "Log", "LogRules", "label_column",
-    "read_log",
+    "GROUP", "NUMBER", "PROBABILITY", "SPLIT", "TIME", "WEIGHT", "BadRowFiles", "Log", "LogRules", "NoExamplesError",
+    "label_column", "read_log",
 ]  # fmt: skip
 
 
@@ -40,12 +44,21 @@ class LogRules:
 
     bad_rows: a row that is not as the schema says ends the reading ("fail"), or is left out and kept in a file
     ("quarantine"). duplicates: whether a later event of the same user, item and time is bad. split_column: the raw
-    column that holds the published split ("" = what the source says).
+    column that holds the published split ("" = what the source says). positives_only: the log holds positives alone, so
+    that a label without a column is 1. day: the one whose log this is; events of other days are bad. text_ids: see
+    `Log`; those of earlier days of the same log.
     """
 
     bad_rows: Literal["fail", "quarantine"] = "fail"
     duplicates: Literal["keep", "refuse"] = "keep"
     split_column: str = ""
+    positives_only: bool = False
+    day: UtcDay | None = None
+    text_ids: frozenset[str] = frozenset()
+
+
+class NoExamplesError(ValueError):
+    """There are good rows, but none of them is an example."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +66,9 @@ class Log:
     """The checked tables, and how many event rows were read, found bad, and left out by a label.
 
     homes: feature name -> the table that its column stands in: "events", "users" or "items". time_unit: "microseconds"
-    where times were dates, "as given" where they were numbers, "" where there are none.
+    where times were dates, "as given" where they were numbers (of seconds, if ages are counted by time), "" where there
+    are none. num_events: rows of `events`, the dropped ones among them where histories keep these. text_ids: salts
+    of the ids that are text.
     """
 
     events: ir.Table
@@ -64,6 +79,13 @@ class Log:
     num_read: int
     num_bad: int
     num_dropped: int
+    num_events: int
+    text_ids: frozenset[str] = frozenset()
+
+    @property
+    def ticks_per_second(self) -> int:
+        """The unit of times."""
+        return 1_000_000 if self.time_unit == "microseconds" else 1
 
 
 def read_log(
@@ -79,24 +101,31 @@ def read_log(
 
 
 def _read(database: Database, source: SourceTables, schema: FeatureSchema, rules: LogRules, files: BadRowFiles) -> Log:
-    columns = LogColumns(database, source.by_role(), schema, rules.split_column)
+    tables, sure = source.by_role(), rules.positives_only
+    columns = LogColumns(database, tables, schema, rules.split_column, positives_only=sure, texts=rules.text_ids)
     parts = {role: columns.parts(role) for role in columns.tables}
     repeated = {role: _repetitions(role, columns, parts[role], schema, rules) for role in parts}
+    repeated["events"] += _of_other_days(columns, parts["events"], schema, rules)
     found = {
         role: BadRows(database, role, table, [*_faults(parts[role]), *repeated[role]])
         for role, table in columns.tables.items()
     }
     settle(database, list(found.values()), files, fail=rules.bad_rows == "fail")
-    stored = {role: database.store(f"log_{role}", _canonical(database, found[role], parts[role])) for role in found}
-    num_kept = int(database.value(stored["events"].count()))
-    events = found["events"]
+    keep = schema.orders_events
+    stored = {
+        role: database.store(f"log_{role}", _canonical(database, found[role], parts[role], keep)) for role in found
+    }
+    log, events = stored["events"], found["events"]
+    num_events = int(database.value(log.count()))
+    num_kept = int(database.value(log.filter(~log[DROPPED]).count())) if DROPPED in log.columns else num_events
     if not num_kept:
         names = ", ".join(columns.tables["events"].names)
-        raise ValueError(
+        error = ValueError if events.count else NoExamplesError
+        raise error(
             f"no events in {names}: {events.num_rows} rows read, {events.count} of them bad, the others dropped"
         )
     return Log(
-        events=stored["events"],
+        events=log,
         users=stored.get("users"),
         items=stored.get("items"),
         homes=columns.homes,
@@ -104,6 +133,8 @@ def _read(database: Database, source: SourceTables, schema: FeatureSchema, rules
         num_read=events.num_rows,
         num_bad=events.count,
         num_dropped=events.num_rows - events.count - num_kept,
+        num_events=num_events,
+        text_ids=columns.text_ids,
     )
 
 
@@ -128,13 +159,24 @@ def _repetitions(
     return [Fault(shown, ibis.row_number().over(window) > 0, problem)]
 
 
-def _canonical(database: Database, bad: BadRows, parts: Sequence[Part]) -> ir.Table:
-    """The good rows that no label drops: the parts by name; events with their numbers."""
+def _of_other_days(columns: LogColumns, parts: Sequence[Part], schema: FeatureSchema, rules: LogRules) -> list[Fault]:
+    if rules.day is None:
+        return []
+    time = next(part.reading.value for part in parts if part.name == TIME)
+    start, end = rules.day.bounds(columns.time_unit)
+    outside = {f"is before {rules.day}, the day of this log": time < start, f"is after {rules.day}": time >= end}
+    return [Fault(schema.timestamp, found.fill_null(False), problem) for problem, found in outside.items()]
+
+
+def _canonical(database: Database, bad: BadRows, parts: Sequence[Part], keep_dropped: bool) -> ir.Table:
+    """The good rows, those that a label drops marked or left out: the parts by name; events with their numbers."""
     rows = bad.good
-    for part in parts:
-        if part.dropped is not None:
-            rows = rows.filter(~part.dropped)
     values = {part.name: part.reading.value for part in parts}
+    dropped = [part.dropped for part in parts if part.dropped is not None]
+    if dropped and keep_dropped:
+        values[DROPPED] = reduce(or_, dropped)
+    elif dropped:
+        rows = rows.filter(~reduce(or_, dropped))
     if bad.role == "events":
         values = {NUMBER: _file_start(database, bad) + bad.table.rows[ROW] - 1} | values
     return rows.select(**values)

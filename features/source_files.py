@@ -9,13 +9,16 @@ import csv
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import reduce
 from glob import glob
+from operator import or_
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
@@ -85,6 +88,10 @@ class Delimited:
     missing: tuple[str, ...] = ("",)
 
 
+class MissingEventsError(ValueError):
+    """The files of events that a config names are not there."""
+
+
 class Inputs:
     """The raw files of a data config, by role.
 
@@ -103,7 +110,7 @@ class Inputs:
         events = self.of(*EVENT_ROLES)
         if not events:
             wanted = [name or "(the path itself)" for role in EVENT_ROLES for name in defaults.get(role, ())]
-            raise ValueError(
+            raise MissingEventsError(
                 f"{path}: no file of events here; looked for {', '.join(wanted)} "
                 "(a relative data.path is in the folder that --data or RECSYS_DATA names)"
             )
@@ -122,13 +129,16 @@ class Inputs:
         names = [files[role]] if role in files else defaults
         found = next((paths for name in names if (paths := self._paths(name))), [])
         if role in files and not found:
-            raise ValueError(f"data.files.{role}: there is no file {files[role]!r} in {self.path}")
+            error = MissingEventsError if role in EVENT_ROLES else ValueError
+            raise error(f"data.files.{role}: there is no file {files[role]!r} in {self.path}")
         return [InputFile(role, path) for path in found]
 
     def _paths(self, name: str) -> list[Path]:
         whole = "/".join(part for part in (self.path, name) if part)
         if "://" in whole:
-            return [local(whole)]
+            with suppress(FileNotFoundError):
+                return [local(whole)]
+            return []
         return [Path(path) for path in sorted(glob(whole)) if Path(path).is_file()]
 
 
@@ -200,6 +210,44 @@ def delimited_table(database: Database, role: str, files: Sequence[InputFile], f
     return SourceTable(rows=database.table(name), names=_names(files), untyped=True, malformed=tuple(malformed))
 
 
+def split_columns(
+    database: Database, table: SourceTable, joined: Mapping[str, Sequence[str]], separator: str
+) -> SourceTable:
+    """The same rows where each text column of `joined` stands as the columns that its pieces are.
+
+    A row with more or fewer pieces than names is malformed and left out.
+    """
+    rows: Any = table.rows
+    pieces = {column: rows[column].split(separator) for column in joined}
+    wrong = reduce(or_, (found.length().fill_null(0) != len(joined[column]) for column, found in pieces.items()))
+    listed = database.fetch(rows.filter(wrong).select(FILE, ROW).order_by(FILE, ROW)).to_pylist()
+    problem = " and ".join(f"{len(names)} values joined by {separator!r}" for names in joined.values())
+    malformed = tuple((table.names[row[FILE]], row[ROW], f"is not {problem}") for row in listed)
+    parts = {
+        name: pieces[column][place].nullif("") for column, names in joined.items() for place, name in enumerate(names)
+    }
+    kept = rows.filter(~wrong)
+    kept = kept.select(*(name for name in rows.columns if name not in joined), **parts)
+    return replace(table, rows=kept, malformed=table.malformed + malformed)
+
+
+def join_columns(table: SourceTable, joined: Mapping[str, Sequence[str]], used: Sequence[str]) -> SourceTable:
+    """The same rows where each group of text columns stands as one, its values joined by `|`, a missing one as 0.
+
+    joined: new column -> the columns that it is made of, in order. used: for each place, the column whose 0 says that
+    the place is empty; values of empty places are left out. Without `used` all places are kept.
+    """
+    rows: Any = table.rows
+    lists = {new: ibis.array([rows[name].fill_null("0") for name in names]) for new, names in joined.items()}
+    if used:
+        marks = ibis.array([rows[name].try_cast("float64").fill_null(0.0) for name in used])
+        full = {new: values.zip(marks).filter(lambda pair: pair["f2"] != 0) for new, values in lists.items()}
+        lists = {new: pairs.map(lambda pair: pair["f1"]) for new, pairs in full.items()}
+    inside = {name for names in joined.values() for name in names}
+    kept = [name for name in rows.columns if name not in inside]
+    return replace(table, rows=rows.select(*kept, **{new: values.join("|") for new, values in lists.items()}))
+
+
 def _read_csv(path: Path, columns: Sequence[str], form: Delimited) -> str:
     kinds = ", ".join(f"{text(name)}: 'VARCHAR'" for name in columns)
     missing = ", ".join(text(value) for value in form.missing)
@@ -233,7 +281,7 @@ def check_gzip(path: Path) -> None:
 def _header(path: Path, form: Delimited) -> tuple[str, ...]:
     encoding = "utf-8-sig" if form.encoding == "utf-8" else form.encoding
     quoting = {"quotechar": form.quote} if form.quote else {"quoting": csv.QUOTE_NONE}
-    with _opened(path, encoding) as lines:
+    with opened(path, encoding) as lines:
         line = lines.readline().rstrip("\r\n")
     if len(form.delimiter) > 1:
         return tuple(line.split(form.delimiter))
@@ -246,7 +294,8 @@ def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
         raise ValueError(f"{path}: the header must name every column once, {twice or ['']} does not: {list(columns)}")
 
 
-def _opened(path: Path, encoding: str) -> TextIO:
+def opened(path: Path, encoding: str) -> TextIO:
+    """A text file, unpacked where its name ends in .gz."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
@@ -280,7 +329,7 @@ def _adjacency(file: InputFile, number: int, schema: pa.Schema) -> Iterator[pa.R
 def _adjacency_lines(path: Path) -> Iterator[Ids]:
     """User and items of every line that is not blank."""
     try:
-        with _opened(path, "utf-8") as lines:
+        with opened(path, "utf-8") as lines:
             words = ((number, line.split()) for number, line in enumerate(lines, 1))
             yield from (_integers(some, path, number) for number, some in words if some)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

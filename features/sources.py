@@ -5,7 +5,9 @@ A source reads; it does not judge values: text stays text, and `logs` casts, che
 
     parquet    files with types                        adjacency  `user item item ...` a line (NGCF, LightGCN, KGAT)
     csv, tsv   text with a header, or named columns    movielens  ratings, users, movies
-    world      embedded demo data
+    world      embedded demo data                      criteo     label, I1-I13, C1-C26 (Display Advertising Challenge)
+    frappe     `user-context...,item-cost` a line      taobao     user, item, category, behaviour, time a line
+    amazon     reviews and metadata, one a line        alimama_dmr  267 fields a line: histories, profile, ad, label
 
 Several of them read files in the roles `train`, `validation`, `test`: their names are then the published split.
 """
@@ -23,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from features.database import Database
+from features.json_lines import json_table
 from features.source_files import (
     EVENT_ROLES,
     FILE,
@@ -33,8 +36,10 @@ from features.source_files import (
     SourceTable,
     adjacency_table,
     delimited_table,
+    join_columns,
     missing_column,
     parquet_table,
+    split_columns,
 )  # fmt: skip
 from features.storage import is_uri
 from features.worlds import WORLDS, open_world
@@ -168,6 +173,107 @@ class MovieLensSource(FileSource):
         return replace(table, rows=table.rows.mutate(**unknown))
 
 
+class CriteoSource(DelimitedSource):
+    """Criteo's click logs: tabs, no header; `label`, the integers `I1` to `I13`, the hashed texts `C1` to `C26`."""
+
+    options = frozenset()
+    names = ("label", *(f"I{number}" for number in range(1, 14)), *(f"C{number}" for number in range(1, 27)))
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns; an empty value is missing."""
+        return delimited_table(database, role, files, Delimited(delimiter="\t", quote="", names=self.names))
+
+
+class FrappeSource(FileSource):
+    """Frappe's app usage logs as CFM's code has them: `user-daytime-...-city,item-cost` a line, numbers throughout."""
+
+    joined: Mapping[str, tuple[str, ...]] = {
+        "context": ("user", "daytime", "weekday", "isweekend", "homework", "weather", "country", "city"),
+        "target": ("item", "cost"),
+    }
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns; those of a line that has too few are missing, those that it has too many are malformed."""
+        table = delimited_table(database, role, files, Delimited(delimiter=",", quote="", names=tuple(self.joined)))
+        return split_columns(database, table, self.joined, "-")
+
+
+class TaobaoSource(FileSource):
+    """Taobao's UserBehavior.csv, without a header: `user`, `item`, `category`, `behaviour` (pv, cart, fav, buy), `time`
+    in seconds.
+    """
+
+    defaults: Mapping[str, Sequence[str]] = {"events": ("UserBehavior.csv", "UserBehavior.csv.gz", "")}
+    names = ("user", "item", "category", "behaviour", "time")
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns."""
+        return delimited_table(database, role, files, Delimited(delimiter=",", quote="", names=self.names))
+
+
+class AmazonSource(FileSource):
+    """Amazon reviews (McAuley) of 2014 and 2018, and the metadata of their products as items, one record a line.
+
+    The columns are the published fields, of both years; those of reviews are events. `last_category` is what DIN calls
+    a product's category: the last name of its last path. Anything nested is JSON text (see `json_lines`).
+    """
+
+    defaults: Mapping[str, Sequence[str]] = {
+        "events": ("reviews*.json", "reviews*.json.gz", "*_5.json", "*_5.json.gz"),
+        "items": ("meta*.json", "meta*.json.gz"),
+    }
+    fields: Mapping[str, tuple[str, ...]] = {
+        "events": (
+            "reviewerID", "asin", "reviewerName", "helpful", "vote", "verified", "style", "reviewText", "overall",
+            "summary", "unixReviewTime", "reviewTime", "image",
+        ),
+        "items": (
+            "asin", "title", "brand", "price", "description", "feature", "categories", "category", "main_cat", "rank",
+            "salesRank", "related", "also_buy", "also_view", "similar_item", "imUrl", "image", "date", "details",
+        ),
+    }  # fmt: skip
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns."""
+        if role not in self.fields:
+            raise ValueError(f"source 'amazon' reads no table of {role}; remove data.files.{role}")
+        derived = {"last_category": _last_category} if role == "items" else {}
+        return json_table(database, role, files, self.fields[role], derived)
+
+
+def _last_category(product: Mapping[str, Any]) -> Any:
+    paths = product.get("categories") or [product.get("category") or []]
+    return paths[-1][-1] if paths[-1] else None
+
+
+class AlimamaSource(FileSource):
+    """Alimama's display ads as the code of DMR (Lyu et al. 2020) has them: 267 numbers a line.
+
+    Five times 50: `btag_his`, `cate_his`, `brand_his` (behaviour, category and brand of past events), `mask`,
+    `match_mask`; then the user's profile, the ad, and the label `clk`. A place whose mask is 0 is padding: the
+    histories hold the others, joined by `|`, in the order of the file; the masks hold all 50.
+    """
+
+    LENGTH = 50
+    histories = ("btag_his", "cate_his", "brand_his")
+    masks = ("mask", "match_mask")
+    names = (
+        "user", "cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level",
+        "occupation", "new_user_class_level", "adgroup_id", "cate_id", "campaign_id", "customer", "brand", "price",
+        "pid", "clk",
+    )  # fmt: skip
+
+    def table(self, database: Database, role: str, files: Sequence[InputFile]) -> SourceTable:
+        """Text columns; NULL, as nothing, is missing."""
+        groups = {name: [f"{name}{place}" for place in range(self.LENGTH)] for name in (*self.histories, *self.masks)}
+        names = (*(name for group in groups.values() for name in group), *self.names)
+        form = Delimited(delimiter=",", quote="", names=names, missing=("", "NULL"))
+        table = delimited_table(database, role, files, form)
+        places = {name: groups[name] for name in self.histories}
+        cut = join_columns(table, places, used=groups["mask"])
+        return join_columns(cut, {name: groups[name] for name in self.masks}, used=())
+
+
 class AdjacencySource(FileSource):
     """One line per user, `user item item ...`, in a train and a test file, plain or gzipped; columns user and item."""
 
@@ -230,6 +336,11 @@ SOURCES: Mapping[str, Any] = {
     "tsv": TabSource,
     "movielens": MovieLensSource,
     "adjacency": AdjacencySource,
+    "criteo": CriteoSource,
+    "frappe": FrappeSource,
+    "taobao": TaobaoSource,
+    "amazon": AmazonSource,
+    "alimama_dmr": AlimamaSource,
     "world": WorldSource,
 }
 

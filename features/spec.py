@@ -15,16 +15,17 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from features.label_spec import LabelSpec
+from features.sequences import Age, Alignment, Pooling, SequenceGroup
 from features.transforms import Bucketise, Clip, Log1p, Standardise, Transform
 from features.values import Value, describe
 
 __all__ = [
-    "Bucketise", "Clip", "FeatureSchema", "FeatureSpec", "LabelSpec", "Log1p", "SequenceGroup", "Standardise",
-    "Transform", "Value", "describe", "parse_schema",
+    "Age", "Alignment", "Bucketise", "Clip", "FeatureSchema", "FeatureSpec", "LabelSpec", "Log1p", "SequenceGroup",
+    "Standardise", "Transform", "Value", "describe", "parse_schema",
 ]  # fmt: skip
 
 Kind = Literal["id", "id_list", "id_score_list", "dense"]
-Pooling = Literal["sum", "mean", "none"]
 Entity = Literal["user", "item", "event"]
 ID_KINDS = ("id", "id_list", "id_score_list")
 
@@ -45,6 +46,8 @@ class FeatureSpec(Value):
     which then passes through the transforms). A null list is an empty list unless nulls are refused.
     min_count: rarer ids of the train split are treated as unseen.
     separator: what joins the ids of a list that stands in a text column.
+    history_only: a value of past events, never of the row itself (a rating: it would be the label). It is no input of
+    its own and asked of no row; a sequence repeats it.
     """
 
     name: str
@@ -63,6 +66,7 @@ class FeatureSpec(Value):
     min_count: int = Field(default=1, ge=1)
     separator: str = "|"
     transforms: tuple[Transform, ...] = ()
+    history_only: bool = Field(default=False, exclude_if=lambda only: not only)
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +96,8 @@ class FeatureSpec(Value):
         for key, name in names.items():
             if not re.fullmatch(r"\w[\w-]*", name):
                 yield f"{key} {name!r} must consist of letters, digits, '_' and '-' (`column` may be anything)"
+        if self.history_only and (self.kind, self.entity) != ("id", "event"):
+            yield f"history_only is for ids of events, not for kind {self.kind!r} of entity {self.entity!r}"
         yield from self._table_faults()
         yield from self._list_faults()
         yield from self._missing_faults()
@@ -156,48 +162,6 @@ class FeatureSpec(Value):
         return self.vocabulary or self.shares or self.name
 
 
-class SequenceGroup(Value):
-    """Aligned sequences cut from one history: sequence feature name -> the feature that it repeats over past events.
-
-    `of = {history = "item", history_category = "category"}` gives two aligned ragged columns; each reads the table, the
-    vocabulary and the chunks of the feature that it repeats, which must be of kind `id` and not of the user.
-    ordered = false: the history is a set, an example sees all of it but its own target.
-    labels: only events with a positive value of this label belong to the history ("" = every event).
-    """
-
-    name: str
-    of: Mapping[str, str]
-    max_length: int = Field(ge=1)
-    pooling: Pooling = "mean"
-    ordered: bool = True
-    label: str = ""
-
-
-class LabelSpec(Value):
-    """One label: its raw column (default: the name), and the values counted as positive and those dropped.
-
-    positive: raw values that become 1; all others become 0. positive_from: raw values >= this become 1. With neither,
-    the numbers are used as they are. dropped: rows with these raw values are left out.
-    """
-
-    name: str
-    column: str = ""
-    positive: tuple[float, ...] = ()
-    positive_from: float | None = None
-    dropped: tuple[float, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_column(cls, values: Any) -> Any:
-        return values | {"column": values.get("column") or values.get("name")} if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Self:
-        if self.positive and self.positive_from is not None:
-            raise ValueError(f"label {self.name!r} takes either positive or positive_from")
-        return self
-
-
 class FeatureSchema(Value):
     """The features, sequences and labels of a dataset.
 
@@ -230,7 +194,7 @@ class FeatureSchema(Value):
         names = self._names
         for what, given in (
             ("feature", names),
-            ("sequence group", [group.name for group in self.sequences]),
+            ("sequence group", self._group_names),
             ("label", [label.name for label in self.labels]),
         ):
             twice = sorted({name for name in given if given.count(name) > 1})
@@ -243,6 +207,10 @@ class FeatureSchema(Value):
                 raise ValueError(f"{role} = {name!r}: that feature's entity is {self.feature(name).entity!r}")
         for group in self.sequences:
             self._check_sequence(group)
+        repeated = {source for group in self.sequences for source in group.of.values()}
+        for feature in self.features:
+            if feature.history_only and feature.name not in repeated:
+                raise ValueError(f"feature {feature.name!r} is history_only, but no sequence repeats it")
         self._check_shared()
         return self
 
@@ -257,6 +225,8 @@ class FeatureSchema(Value):
             spec = self.feature(repeated)
             if spec.kind != "id" or spec.entity == "user":
                 raise ValueError(f"sequence {sequence!r} repeats {repeated!r}, which must be an id of an item or event")
+        if len(set(group.of.values())) < len(group.of):
+            raise ValueError(f"sequence group {group.name!r} repeats a feature twice: {dict(group.of)}")
 
     def _check_shared(self) -> None:
         """Features that share ids must agree on what those ids are."""
@@ -278,8 +248,12 @@ class FeatureSchema(Value):
                 raise ValueError(f"features that share ids in table {spec.table!r} differ in chunks: {chunks}")
 
     @property
+    def _group_names(self) -> list[str]:
+        return [group.name for group in self.sequences]
+
+    @property
     def _names(self) -> list[str]:
-        return [feature.name for feature in self.features] + [name for group in self.sequences for name in group.of]
+        return [feature.name for feature in self.features] + [name for group in self.sequences for name in group.names]
 
     def feature(self, name: str) -> FeatureSpec:
         """The feature of that name; a sequence's name gives an `id_list` with its source's table and vocabulary."""
@@ -287,7 +261,7 @@ class FeatureSchema(Value):
             if feature.name == name:
                 return feature
         for group in self.sequences:
-            if name in group.of:
+            if name in group.names:
                 return self._sequence_spec(group, name)
         near = get_close_matches(name, self._names, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
@@ -299,6 +273,11 @@ class FeatureSchema(Value):
         return self.feature(repeated[0] if repeated else name)
 
     def _sequence_spec(self, group: SequenceGroup, name: str) -> FeatureSpec:
+        if group.age is not None and group.age.name == name:
+            return FeatureSpec(
+                name=name, kind="id_list", entity="user", table=group.age.table, chunks=group.age.chunks,
+                pooling=group.pooling, max_length=group.max_length, missing="refuse",
+            )  # fmt: skip
         source = self.feature(group.of[name])
         shared = {"vocabulary": source.vocabulary} if source.vocabulary else {"hashed": True, "shares": source.salt}
         return FeatureSpec(
@@ -308,8 +287,27 @@ class FeatureSchema(Value):
 
     @property
     def inputs(self) -> tuple[FeatureSpec, ...]:
-        """Every feature that a batch can hold: the features, then the sequences."""
-        return self.features + tuple(self.feature(name) for group in self.sequences for name in group.of)
+        """Every feature that a batch can hold: the features but those of past events alone, then the sequences."""
+        own = tuple(feature for feature in self.features if not feature.history_only)
+        return own + tuple(self.feature(name) for group in self.sequences for name in group.names)
+
+    @property
+    def orders_events(self) -> bool:
+        """Whether its histories are cut by time."""
+        return any(group.ordered for group in self.sequences)
+
+    @property
+    def ages(self) -> dict[str, Age]:
+        """The ages of the sequence groups by name. A feature that names one as its vocabulary reads the same ids."""
+        return {group.age.name: group.age for group in self.sequences if group.age is not None}
+
+    def alignment(self, name: str) -> Alignment:
+        """How the sequences of the named group meet the target. Raises ValueError naming the groups that there are."""
+        found = [group for group in self.sequences if group.name == name]
+        if not found:
+            raise ValueError(f"schema {self.name!r} has no sequence group {name!r}, it has {self._group_names}")
+        pairs = {source: own for own, source in found[0].of.items() if not self.feature(source).history_only}
+        return Alignment(pairs=pairs, alone=tuple(own for own in found[0].names if own not in pairs.values()))
 
     def of_entity(self, entity: Entity) -> tuple[FeatureSpec, ...]:
         """The features (without sequences) of users, of items, or of events."""
@@ -317,8 +315,8 @@ class FeatureSchema(Value):
 
     @property
     def vocabularies(self) -> dict[str, tuple[FeatureSpec, ...]]:
-        """Each vocabulary learned from data -> the features that read it (hashed and bucketised ones read none)."""
-        learned = [spec for spec in self.features if spec.vocabulary and not spec.bucketised]
+        """Vocabulary learned from data -> the features that read it; hashed, bucketised ones and ages have none."""
+        learned = [spec for spec in self.features if spec.vocabulary not in ("", *self.ages) and not spec.bucketised]
         names = dict.fromkeys(spec.vocabulary for spec in learned)
         return {name: tuple(spec for spec in learned if spec.vocabulary == name) for name in names}
 

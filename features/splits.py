@@ -1,17 +1,22 @@
-"""Which events are train, validation and test: the four kinds of `SplitConfig`.
+"""Which events are train, validation and test: the kinds of `SplitConfig`.
 
     published  as the source says; where it has no validation part, a share of each user's train examples is drawn:
                the latest where events have times, else seeded (of all train examples where there are no users)
+    order      by the order of the raw rows: the last ones are test, those before them validation
     time       by global time: everything from one moment on is test, from an earlier one validation
     last       each user's last examples are test, the ones before them validation
     random     by row, seeded: exact shares of the examples
+    user       by user, seeded: all rows of a user are in one split (those without a user are train). A user's split
+               follows from the id alone and stays when others join, so that shares of users are met on average only
+    day        all train: the log is that of one day (`days`)
 
 Only examples are counted into shares. Other events (a view without a click, where examples are positive) follow the
 same rule by their time or row number, so that a history is cut where its examples are. Splits by time and `last` are
-point-in-time correct: no validation event is before a train event of all users, or of the same user.
+point-in-time correct: no validation event is before a train event of all users, or of the same user. A split by user
+is free of the user's own future too, but not of what others do later.
 
 A random order is that of `mix64(row number, salt)`, the salt being the hash of purpose and seed: it depends on nothing
-but the number of the row in the raw files. Shares are rounded half up.
+but the number of the row in the raw files. A user's place is mix64(hash of the id, salt). Shares are rounded half up.
 """
 
 from typing import Any
@@ -20,9 +25,10 @@ import ibis
 import ibis.expr.types as ir
 
 from features.data_config import SplitConfig
-from features.database import Database, mix64_column
+from features.database import Database, hash64_column, mix64_column
 from features.hashes import hash64
 from features.log_columns import CODE, EXAMPLE, NUMBER, TIME
+from features.logs import NoExamplesError
 from features.source_files import SPLIT, SPLITS
 
 TRAIN, VALIDATION, TEST = range(3)
@@ -45,8 +51,13 @@ class Splitter:
         self._check(events)
         if self._config.kind == "random":
             stored = self._database.store(name, events.mutate(**{CODE: self._random_codes(events)}))
-        elif self._config.kind == "time":
-            stored = self._database.store(name, events.mutate(**{CODE: self._time_codes(events)}))
+        elif self._config.kind in ("order", "time"):
+            key = events[TIME if self._config.kind == "time" else NUMBER]
+            stored = self._database.store(name, events.mutate(**{CODE: self._late_codes(events, key)}))
+        elif self._config.kind == "day":
+            stored = self._database.store(name, events.mutate(**{CODE: ibis.literal(TRAIN, "int8")}))
+        elif self._config.kind == "user":
+            stored = self._database.store(name, events.mutate(**{CODE: self._user_codes(events)}))
         elif self._config.kind == "published" and not self._draws_validation(events):
             stored = self._database.store(name, events.mutate(**{CODE: _published_codes(events)}))
         else:
@@ -63,8 +74,8 @@ class Splitter:
             )
         if kind in ("time", "last") and TIME not in events.columns:
             raise ValueError(f"split.kind is {kind!r}, which needs `timestamp` in the schema")
-        if kind == "last" and not self._user:
-            raise ValueError("split.kind is 'last', which needs `user` in the schema")
+        if kind in ("last", "user") and not self._user:
+            raise ValueError(f"split.kind is {kind!r}, which needs `user` in the schema")
 
     def _draws_validation(self, events: ir.Table) -> bool:
         """Whether validation examples must be chosen among the train ones of a published split."""
@@ -81,16 +92,24 @@ class Splitter:
         validation_end = self._nth(examples, num_test + num_validation)
         return _codes(test=hashes < test_end, validation=hashes < validation_end)
 
-    def _time_codes(self, events: ir.Table) -> Any:
-        examples = events.filter(events[EXAMPLE]).select(key=events[TIME])
+    def _late_codes(self, events: ir.Table, key: Any) -> Any:
+        """Test from one value of the key on, validation from an earlier one."""
+        examples = events.filter(events[EXAMPLE]).select(key=key)
         num_test, num_validation = self._sizes(examples)
         num_examples = self._count(examples)
         never = ibis.literal(False)
         cut = num_examples - num_test
-        test = events[TIME] >= self._nth(examples, cut) if num_test else never
+        test = key >= self._nth(examples, cut) if num_test else never
         start = cut - num_validation
-        validation = events[TIME] >= self._nth(examples, start) if num_validation else never
+        validation = key >= self._nth(examples, start) if num_validation else never
         return _codes(test=test, validation=validation)
+
+    def _user_codes(self, events: ir.Table) -> Any:
+        user: Any = events[self._user]
+        hashed = hash64_column(user) if user.type().is_string() else user.cast("int64")
+        place = mix64_column(hashed, hash64(f"users/{self._config.seed}", salt="splits"))
+        test, validation = self._config.test_size, self._config.validation
+        return _codes(test=place < quantile(test), validation=place < quantile(test + validation))
 
     def _sizes(self, examples: ir.Table) -> tuple[int, int]:
         """Test and validation examples."""
@@ -152,11 +171,11 @@ class Splitter:
         wanted = {TRAIN: True, VALIDATION: self._config.validation > 0, TEST: self._config.test_size > 0}
         for code, name in enumerate(SPLITS):
             if wanted[code] and not rows.get(code):
+                if code == TRAIN:
+                    raise NoExamplesError("split: no example is left to train on")
                 raise ValueError(
                     f"split: no example is left for {name!r}, of {sum(rows.values())} examples; "
                     f"enlarge split.{name} or set it to 0"
-                    if code
-                    else "split: no example is left to train on"
                 )
 
 
@@ -182,6 +201,11 @@ def _capped(size: float, total: Any, most: Any) -> Any:
     """A share of `total`, rounded half up, or a number; between 0 and `most`."""
     wanted = ibis.literal(int(size)) if size >= 1 else (total * size + 0.5).floor().cast("int64")
     return ibis.greatest(ibis.least(wanted, most), 0)
+
+
+def quantile(share: float) -> int:
+    """The int64 below which that share of all int64 lies."""
+    return int(share * (1 << 64)) - (1 << 63)
 
 
 def _rounded(number: float) -> int:

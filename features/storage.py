@@ -31,7 +31,8 @@ from features.faults import fault_points, inject, point
 
 __all__ = [
     "fault_points", "file_aside", "folder_aside", "inject", "is_uri", "local", "open_input", "put", "remove_leftovers",
-    "remove_tree", "replace", "sha256_file", "sync_tree", "third_party", "write_bytes", "write_json", "write_text",
+    "remove_tree", "replace", "scratch_folder", "sha256_file", "sync_tree", "third_party", "write_bytes", "write_json",
+    "write_text",
 ]  # fmt: skip
 
 ASIDE = ".aside-"
@@ -99,6 +100,21 @@ def folder_aside(path: Path | str) -> Iterator[Path]:
             point(f"rename:{path.name}")
             _rename_new(aside, path)
         _sync_folder(path.parent, f"of {path.name}")
+
+
+@contextmanager
+def scratch_folder(path: Path | str) -> Iterator[Path]:
+    """Yield an empty sibling folder of `path` for work in between; it is gone afterwards, or a leftover of `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    aside = _aside_name(path)
+    aside.mkdir()
+    with _locked(os.open(aside, os.O_RDONLY)):
+        try:
+            yield aside
+        finally:
+            _delete(aside)
 
 
 @contextmanager

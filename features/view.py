@@ -79,6 +79,16 @@ class Prepared:
         """The splits that have examples, in order."""
         return tuple(split for split in SPLITS if split in self.manifest["splits"])
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What looked like leakage when the data were prepared, a sentence each (see `leakage`)."""
+        return tuple(self.manifest.get("warnings", ()))
+
+    @property
+    def negative_rate(self) -> float:
+        """The share of negative train examples that were kept; 1 where none were left out (see `DownsampleConfig`)."""
+        return float(self.manifest.get("negative_rate", 1.0))
+
     @cached_property
     def encoder(self) -> Encoder:
         """Schema, vocabularies and statistics of the train split."""
@@ -179,7 +189,7 @@ class View:
         return torch.from_numpy(users), torch.from_numpy(offsets), torch.from_numpy(matrix.indices.astype(np.int64))
 
     def user_batch(self, users: Tensor) -> Batch:
-        """Features and histories of users [B], as known at the end of these splits.
+        """Features and histories of users [B], as known at the end of these splits, which is also when ages count to.
 
         Raises ValueError where no end separates these splits from the others (see `Histories.ends`).
         """
@@ -187,8 +197,9 @@ class View:
         schema, histories = self.prepared.schema, self.prepared.histories
         if histories is not None and schema.sequences:
             end = np.full(len(users), -1)
+            now = np.full(len(users), self._end_time)
             for group in schema.sequences:
-                columns |= histories.cut(group, users.numpy(), end, self._entities("item"), self._ends)
+                columns |= histories.cut(group, users.numpy(), end, self._entities("item"), self._ends, now)
         return Batch(features=columns)
 
     def item_batch(self, items: Tensor) -> Batch:
@@ -205,6 +216,11 @@ class View:
     def _ends(self) -> NDArray[Any]:
         assert self.prepared.histories is not None
         return self.prepared.histories.ends(self.splits)
+
+    @cached_property
+    def _end_time(self) -> int:
+        assert self.prepared.histories is not None
+        return self.prepared.histories.latest(self._ends)
 
     def _ends_for_examples(self) -> NDArray[Any] | None:
         """What an example of these splits may see of a set; None where the example's position says it."""

@@ -146,9 +146,11 @@ class Vocabulary:
     def grown(self, raw_ids: Any, counts: Any) -> "Vocabulary":
         """With the counts of later data added, and new ids (a first null too) appended after all rows there are.
 
-        New ids take part from min_count occurrences in this later data on; they are appended in ascending order.
+        raw_ids, counts: as in `from_counts`, of the later data alone. New ids take part from min_count occurrences in
+        this later data on (what an id had before it got a row is not known); they are appended in ascending order, a
+        null first. Ids that are here keep their rows. Raises ValueError for ids of the other type.
         """
-        later = Vocabulary.from_counts(self.name, raw_ids, counts, unseen="own_row")
+        later = Vocabulary.from_counts(self.name, raw_ids, counts, unseen="own_row", min_count=0)
         entries = self.find(_arrow(later)) - self.offset
         known = entries >= 0
         totals = self.counts.copy()
@@ -165,6 +167,31 @@ class Vocabulary:
             min_count=self.min_count,
             null_index=null_index,
         )
+
+    def check_extends(self, older: "Vocabulary") -> None:
+        """Raise ValueError unless this is `older` or grown from it: every row of `older` stands for the same id here.
+
+        It names the vocabulary and the policy or the first row that differs. Counts may be any.
+        """
+        what = f"vocabulary {self.name!r} does not extend the older one"
+        for policy in ("name", "unseen", "min_count"):
+            mine, theirs = getattr(self, policy), getattr(older, policy)
+            if mine != theirs:
+                raise ValueError(f"{what}: {policy} is {mine!r}, was {theirs!r}")
+        if len(self.raw_ids) < len(older.raw_ids):
+            raise ValueError(f"{what}: it has {self.num_rows} rows, the older {older.num_rows}")
+        differing = np.flatnonzero(self._differs(older))
+        if len(differing):
+            row = int(differing[0]) + self.offset
+            mine, theirs = self.raw([row]).tolist()[0], older.raw([row]).tolist()[0]
+            raise ValueError(f"{what}: row {row} is {mine!r}, was {theirs!r}")
+
+    def _differs(self, older: "Vocabulary") -> NDArray[np.bool_]:
+        """Whether each entry of an older one stands for another id here; a null's raw value says nothing."""
+        differs: NDArray[np.bool_] = np.asarray(self.raw_ids[: len(older.raw_ids)] != older.raw_ids)
+        nulls = [place for place in (self.null_index, older.null_index) if place is not None and place < len(differs)]
+        differs[nulls] = self.null_index != older.null_index
+        return differs
 
     @cached_property
     def content_hash(self) -> str:

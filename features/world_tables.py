@@ -29,9 +29,10 @@ class WorldData(Protocol):
 class WorldTables:
     """The raw tables of a world, in memory.
 
-    events: user, item, timestamp (seconds since 1970), click (0 or 1), probability, device, hour; in time order.
-    users: user, age_group, gender, city. items: item, category, brand, price, tags (joined by "|"), launched (seconds).
-    triples: head, relation, tail; what is known about items and brands, as text.
+    events: user, item, timestamp (seconds since 1970), click, probability, and what a world adds (a shop: device, hour;
+    the planted one: viewed); in time order. click is 0 or 1, or what the world says of events that could have none.
+    users: user (a shop: age_group, gender, city). items: item, category (a shop: brand, price, tags joined by "|",
+    launched in seconds). triples: head, relation, tail; what is known about items and brands, as text.
     """
 
     events: pa.Table

@@ -6,6 +6,7 @@ test); another wish is another world. Nothing here describes real people or shop
 
     demo, small            impressions of items to users over 30 days (`shop_world`)
     bigids, bigids_small   clicks over features with millions of ids, made batch by batch (`bigids_world`)
+    planted, planted_small long histories of which few events matter, to each target others (`planted_world`)
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.random import Generator
 
 from features.bigids_world import FEW_IDS, BigIds
+from features.planted_world import Planted
 from features.shop_world import Shop
 from features.world_tables import WorldData, WorldTables
 
@@ -64,5 +66,15 @@ WORLDS: Mapping[str, World] = {
         seed=7,
         make=BigIds(num_rows=50_000, cardinalities=FEW_IDS).make,
         content_hash="ab326ddbfa1c814c2e8d6609a63b9f659452515028a777b4c66afe152ea1bb53",
+    ),
+    "planted": World(
+        seed=8,
+        make=Planted().make,
+        content_hash="00b9f68615cbb1d64343fad02f936b44bd083beb5baf34cf242e554d32a4400a",
+    ),
+    "planted_small": World(
+        seed=8,
+        make=Planted(num_users=60, num_items=120, num_categories=12, length=40, num_impressions=20).make,
+        content_hash="40ecfad30ae3f026a787fc2e83ac258915b56ecf18562af35aa0eccc689d08b6",
     ),
 }

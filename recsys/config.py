@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from features.data_config import DataConfig
 from features.values import Value, describe
 
+Precision = Literal["float32", "bf16"]
 Options = TypeVar("Options", bound=BaseModel)
 NAME = r"^[^./\\][^/\\]*$"  # one folder, not hidden
 
@@ -81,12 +82,37 @@ class TablesConfig(Value):
 _TABLES_KEYS = ("specs", "sharding")
 
 
+class ScheduleConfig(Value):
+    """`[optimizer.dense.schedule]`, `[optimizer.tables.schedule]`: the learning rate by step, as a factor of `lr`.
+
+    kind: after the warm-up, which rises from 0 in a line: "constant"; "cosine" or "linear" down to `floor`, reached
+    after `decay_epochs` (default: training.max_epochs; with early stopping it may not be reached); "step", times
+    `factor` every `every_epochs`. recsys/training/schedule.py has the formulas.
+    """
+
+    kind: Literal["constant", "cosine", "linear", "step"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_epochs: float | None = Field(default=None, gt=0)
+    floor: float = Field(default=0.0, ge=0, le=1)
+    every_epochs: float = Field(default=1.0, gt=0)
+    factor: float = Field(default=0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> "ScheduleConfig":
+        needed = {"decay_epochs": ("cosine", "linear"), "floor": ("cosine", "linear"), "every_epochs": ("step",)}
+        for key, kinds in (needed | {"factor": ("step",)}).items():
+            if self.kind not in kinds and getattr(self, key) != ScheduleConfig.model_fields[key].default:
+                raise ValueError(f"{key} has no effect on kind {self.kind!r}; it is for {' and '.join(kinds)}")
+        return self
+
+
 class DenseOptimizerConfig(Value):
     """`[optimizer.dense]`: the optimizer of everything that is not a table."""
 
     name: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    schedule: ScheduleConfig = ScheduleConfig()
 
 
 class TablesOptimizerConfig(Value):
@@ -95,6 +121,7 @@ class TablesOptimizerConfig(Value):
     name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = "rowwise_adagrad"
     lr: float = Field(default=0.1, gt=0)
     eps: float | None = Field(default=None, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
 
 
 class OptimizerConfig(Value):
@@ -110,9 +137,13 @@ class TrainingConfig(Value):
     batch_size: rows of a step over all ranks. metric: what early stopping watches on validation ("" = recall@20 for
     retrieval, auc for ranking). patience: evaluations without improvement before stopping (0 = never). evaluate_every:
     epochs between evaluations. clip_norm: global norm of the dense gradients. max_row_norm: norm of each looked-up
-    vector's gradient. refit: after choosing the number of epochs on validation, train once more on train + validation
-    (retrieval); otherwise the best-validation weights are kept. threads: torch threads (0 = all cores). device: where
-    model and batches are; on "cuda", tables larger than the GPU stay in the host's memory behind a cache (fused).
+    vector's gradient. mba_l2: lambda of DIN's "mini-batch aware regularisation", an L2 penalty of lambda / (occurrences
+    in train) for each id that a step reads. refit: after choosing the number of epochs on validation, train once more
+    on train + validation (retrieval); otherwise the best-validation weights are kept. threads: torch threads (0 = all
+    cores). device: where model and batches are; on "cuda", tables larger than the GPU stay in the host's memory behind
+    a cache (fused).
+    precision: of the matrix products of the forward and backward pass; "bf16" needs hardware that has it, and changes
+    neither what is stored nor how a model is evaluated. Weights of classes are the model's own (`positive_weight`).
     """
 
     batch_size: int = Field(default=2048, ge=1)
@@ -122,10 +153,12 @@ class TrainingConfig(Value):
     evaluate_every: int = Field(default=1, ge=1)
     clip_norm: float | None = Field(default=None, gt=0)
     max_row_norm: float | None = Field(default=None, gt=0)
+    mba_l2: float | None = Field(default=None, gt=0)
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     refit: bool = False
     threads: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
+    precision: Precision = "float32"
 
 
 class EvaluationConfig(Value):
@@ -169,6 +202,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     The base is another TOML file, relative to this one, that may not name a base itself; this file's values win, table
     by table. Raises ConfigError with the file, the key and the nearest valid name.
     """
+    values = merged_values(path, overrides)
+    values.setdefault("name", Path(path).stem)
+    return parse_options(RunConfig, values, where=str(path))
+
+
+def merged_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load_config` validates: the plain values of the file, its base and the overrides."""
     path = Path(path)
     values = _read_toml(path)
     if "base" in values:
@@ -179,8 +219,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         values = _merged(base, values)
     for override in overrides:
         values = _merged(values, parse_override(override))
-    values.setdefault("name", path.stem)
-    return parse_options(RunConfig, values, where=str(path))
+    return values
 
 
 def parse_options(model: type[Options], values: Mapping[str, Any], where: str) -> Options:

@@ -278,6 +278,11 @@ def gather_counts(count: int, device: torch.device | str = "cpu") -> list[int]:
     return cast(list[int], _summed(counts).tolist())
 
 
+def gather_ragged(rows: Tensor) -> Tensor:
+    """Rows [n, ...] of this rank -> those of all ranks, as many as each has, in the order of the ranks; no gradient."""
+    return rows if world_size() == 1 else _gathered(rows.detach(), gather_counts(len(rows), rows.device))
+
+
 def _order_of_counts(counts: list[int]) -> Tensor:
     """Where each global row stands in the ranks' rows laid end to end."""
     total = sum(counts)

@@ -5,6 +5,7 @@
                 metrics.jsonl   one line per logged step and evaluation
                 checkpoints/    of each stage
                 reports/        what `evaluate` found, by split
+                calibrator.json what `calibrate` fitted, if it did
 
 Training has one or two stages. `select` trains on the train split and watches a metric on the validation split; with
 `training.refit` a second pass, `refit`, trains a new model on train + validation for as many epochs as were best.
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from features import storage
@@ -29,15 +29,18 @@ from recsys import distributed
 from recsys.compression import make_collection, make_table_optimizer
 from recsys.config import ConfigError, RunConfig
 from recsys.embedding.table import EmbeddingTable, Search
-from recsys.evaluation.evaluate import Report, check_metric, evaluate_ranking, evaluate_retrieval
-from recsys.models import make_model, model_class
+from recsys.evaluation.evaluate import Report, RowSettings, check_metric
+from recsys.model_bytes import served_bytes, table_sizes
+from recsys.models import make_model, model_class, table_encoder
 from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender, Retriever
-from recsys.models.view import OnDevice
 from recsys.phases import Phase, Until
+from recsys.run_reports import calibrator_of, report_on, report_on_newer, seen_before
+from recsys.run_start import Parent
 from recsys.run_state import FINISHED, REFIT, SELECT, RunState, differing_keys, read_config, read_state
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.checks import check_settings, check_splits
 from recsys.training.optimizers import make_optimizer
+from recsys.training.schedule import make_schedule
 from recsys.training.state import load_model, restart
 from recsys.training.trainer import Evaluate, Observer, Progress, Settings, Trainer, evaluated, higher_is_better
 
@@ -60,9 +63,9 @@ def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None)
         sharding = config.tables.sharding if chosen == "sharded" else None
         tables = config.tables.model_copy(update={"backend": chosen, "sharding": sharding})
         optimizer = None if chosen == "plain" and backend else make_table_optimizer(config.optimizer.tables)
-        collection = make_collection(
-            tables, encoder, optimizer, seed=config.seed, max_row_norm=config.training.max_row_norm
-        )
+        read = table_encoder(config.model, encoder)
+        max_norm, l2 = config.training.max_row_norm, config.training.mba_l2
+        collection = make_collection(tables, read, optimizer, seed=config.seed, max_row_norm=max_norm, mba_l2=l2)
         torch.manual_seed(config.seed)  # here: some backends draw numbers, on each rank others
         model = make_model(config.model, encoder, collection)
     assert isinstance(model, nn.Module)
@@ -72,22 +75,29 @@ def build_model(config: RunConfig, encoder: Encoder, backend: str | None = None)
 class Run:
     """A run on disk. Make one with `create`, reach one with `open`."""
 
-    def __init__(self, folder: Path, config: RunConfig, prepared: Prepared) -> None:
+    def __init__(self, folder: Path, config: RunConfig, prepared: Prepared, parent: Parent | None = None) -> None:
         self.folder = folder
         self.config = config
         self.prepared = prepared
+        self._parent = parent
 
     # --- on disk ---
 
     @staticmethod
-    def create(config: RunConfig, folder: Path, prepared: Prepared, resume: bool = False) -> "Run":
+    def create(
+        config: RunConfig, folder: Path, prepared: Prepared, resume: bool = False, init_from: Path | str | None = None
+    ) -> "Run":
         """A new run, or with `resume` (or when it is finished) the one that is there, if its config is the same.
 
-        Nothing is written before `train` has found that the config can be trained. Raises ConfigError when it cannot,
-        when the folder belongs to another config or other data, or holds an unfinished run and `resume` is not given.
+        init_from: the folder of a finished run whose weights and optimizer state it starts from (see run_start.py);
+        on resuming it need not be said again. Nothing is written before `train` has found that the config can be
+        trained. Raises ConfigError when it cannot, when the folder belongs to another config, other data or another
+        parent, or holds an unfinished run and `resume` is not given.
         """
-        run = Run(folder, config, prepared)
+        run = Run(folder, config, prepared, None if init_from is None else Parent.open(init_from))
         check_settings(config)
+        if run._parent is not None:
+            run._parent.check_config(config)
         check_splits(config.training, prepared.splits)
         if run._begun:
             run._check_same()
@@ -120,7 +130,8 @@ class Run:
         """What run.json says now; the beginning when nothing is written yet."""
         if self._begun:
             return read_state(self.folder / "run.json")
-        return RunState(prepared=str(self.prepared.path.resolve()), data_hash=self.prepared.content_hash)
+        fresh = RunState(prepared=str(self.prepared.path.resolve()), data_hash=self.prepared.content_hash)
+        return fresh if self._parent is None else self._parent.recorded_in(fresh)
 
     @property
     def _begun(self) -> bool:
@@ -154,6 +165,8 @@ class Run:
             )
         if self.state.data_hash != self.prepared.content_hash:
             raise ConfigError(f"{self.folder} was started on other prepared data; remove it or choose another --name")
+        if self._parent is not None:
+            self._parent.check_recorded(self.folder, self.state)
 
     def copy(self, folder: Path, config: RunConfig) -> None:
         """Write this finished run again under a config that trains the same and serves at another precision."""
@@ -166,7 +179,8 @@ class Run:
 
     def train(self, observers: Sequence[Observer] = ()) -> None:
         """Train to the end from where the run stands; Interrupted after a signal. Then `model()` is what was found."""
-        _set_threads(self.config.training.threads)
+        if self.config.training.threads:
+            torch.set_num_threads(self.config.training.threads)
         if self._is_closed_form and not self.finished:
             self._fit_closed_form()
         if self.state.stage == SELECT:
@@ -181,8 +195,8 @@ class Run:
         model = build_model(self.config, self.prepared.encoder)
         evaluate = None
         if "validation" in self.prepared.splits:
-            check_metric(self.metric, model, self.config.evaluation.k)
-            evaluate = partial(self._validate, model, view)
+            check_metric(self.metric, model, self.config.evaluation.k, self.prepared.negative_rate)
+            evaluate = partial(self._validate, model)
         trainer = self._trainer(SELECT, model, view, until, evaluate, observers)
         self._begin()
         progress = trainer.fit()
@@ -209,7 +223,7 @@ class Run:
                 best_epoch=epochs,
                 validation=metrics or before.validation,
                 seconds=before.seconds + progress.seconds,
-                sizes=_table_sizes(model),
+                sizes=table_sizes(model),
             )
         )
 
@@ -240,10 +254,15 @@ class Run:
             clip_norm=config.training.clip_norm,
             checkpoint_every_s=config.training.checkpoint_every_s,
             keep_best=stage == SELECT and not config.training.refit,
-            fingerprint=f"{config.content_hash}-{self.prepared.content_hash}-{stage}",
+            fingerprint=f"{config.content_hash}-{self.prepared.content_hash}-{stage}{self.state.lineage}",
             device=config.training.device,
+            precision=config.training.precision,
+            dense_schedule=make_schedule(config.optimizer.dense.schedule, config.training.max_epochs),
+            table_schedule=make_schedule(config.optimizer.tables.schedule, config.training.max_epochs),
         )
         phases = self._scheduled(model, model.phases(view, phase_settings), evaluate)
+        if self.state.init_from and not self._checkpoints(stage).exists("last"):
+            (self._parent or Parent.of(self.state)).load(model, phases, self.prepared.encoder)
         return Trainer(model, phases, self._checkpoints(stage), settings, evaluate, observers)
 
     def _scheduled(self, model: Ranker | Retriever, phases: Sequence[Phase], evaluate: Evaluate | None) -> list[Phase]:
@@ -280,7 +299,7 @@ class Run:
         if "validation" in self.prepared.splits:
             known = self.seen_before("validation")
             model.fit(known.interactions())
-            history = ({"phase": 0.0, "epoch": 0.0, **self._validate(model, known)},)
+            history = ({"phase": 0.0, "epoch": 0.0, **self._validate(model)},)
         model.fit(self.seen_before("test").interactions())
         self._begin()
         self._checkpoints(SELECT).save(model.tensors(), {}, tag="last")
@@ -305,8 +324,7 @@ class Run:
 
     def seen_before(self, split: str) -> View:
         """What is known before a split: train for validation, train and validation for test."""
-        known = ("train",) if split == "validation" else ("train", "validation")
-        return self.prepared.view(*(name for name in known if name in self.prepared.splits))
+        return seen_before(self.prepared, split)
 
     def model(self, served: bool = True) -> Model:
         """The finished model, in one process, on the plain backend, in eval mode.
@@ -328,17 +346,35 @@ class Run:
         model.eval()
         return model
 
-    def evaluate(self, split: str = "test", model: Model | None = None) -> Report:
+    def evaluate(self, split: str = "test", model: Model | None = None, kept: Sequence[str] = ()) -> Report:
         """Score the finished model on a split; the report is also written into the run's folder.
 
-        Raises ConfigError for a split that is not there, or that says nothing because the model was trained on it.
+        kept: features whose values the report of a ranker keeps. Raises ConfigError for a split that is not there, or
+        that says nothing because the model was trained on it.
         """
         self._check_held_out(split)
         scored = model or self.model()
-        report = self._report(split, scored, self.seen_before(split))
+        calibrator = calibrator_of(self.folder, self.prepared)
+        settings = RowSettings(kept=kept, calibrator=calibrator, scratch=self.folder)
+        report = report_on(self.config, scored, self.prepared, split, settings)
         report = replace(report, counts={**report.counts, **served_bytes(scored)})
         report.save(self.folder / "reports" / split)
         return report
+
+    def evaluate_on(self, prepared: Prepared, split: str, model: Model | None = None) -> Report:
+        """Score the finished model on a split of newer data, for instance on tomorrow's before it is trained on.
+
+        The data's encoder is this run's or grown from it; ids that are new in it are shown to the model as unseen. The
+        report is returned, not written; reports of several runs on one split have the same rows, so they can be
+        compared. Raises ConfigError naming the vocabulary and row where the encoder does not extend the run's, and, for
+        a retriever, when no split stands before this one.
+        """
+        encoder = self.prepared.encoder
+        try:
+            prepared.encoder.check_extends(encoder)
+        except ValueError as error:
+            raise ConfigError(f"{self.folder} cannot be scored on {prepared.path}: {error}") from None
+        return report_on_newer(self.config, model or self.model(), prepared, split, encoder)
 
     def _check_held_out(self, split: str) -> None:
         self.prepared.view(split)
@@ -350,50 +386,15 @@ class Run:
                 "what it was chosen by stands in run.json"
             )
 
-    def _validate(self, model: Model, view: View) -> Mapping[str, float]:
-        return self._report("validation", model, view).metrics
-
-    def _report(self, split: str, model: Model, known: View) -> Report:
-        evaluation = self.config.evaluation
-        if isinstance(model, Ranker):
-            loader = self.prepared.view(split).loader(
-                evaluation.batch_size,
-                seed=0,
-                shuffle=False,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-            )
-            placed = loader if model.device.type == "cpu" else OnDevice(loader, model.device)
-            return evaluate_ranking(model, placed, split=split, config_hash=self.config.content_hash)
-        return evaluate_retrieval(model, known, split=split, ks=evaluation.k, config_hash=self.config.content_hash)
-
-
-def served_bytes(model: Model) -> dict[str, int]:
-    """Bytes on disk of a model's served tables, written as safetensors, and of its dense parameters; {} without any."""
-    if not isinstance(model, Ranker | Retriever):
-        return {}
-    tables = {name: tensor.contiguous() for name, tensor in model.collection.freeze().state_dict().items()}
-    dense = sum(tensor.nbytes for name, tensor in model.state_dict().items() if not name.startswith("collection."))
-    return {"table_bytes": len(save(tables)), "dense_bytes": dense}
-
-
-def _table_sizes(model: Model | None) -> dict[str, int]:
-    """Bytes of tables in training, over all ranks."""
-    if not isinstance(model, Ranker | Retriever):
-        return {}
-    sizes = {"training": model.collection.training_bytes(), "optimizer": model.collection.optimizer_bytes()}
-    summed = distributed.all_reduce_sum(torch.tensor(list(sizes.values()), dtype=torch.float64)).tolist()
-    return {name: int(total) for name, total in zip(sizes, summed, strict=True)}
-
-
-def _set_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
+    def _validate(self, model: Model) -> Mapping[str, float]:
+        settings = RowSettings(scratch=self.folder)
+        return report_on(self.config, model, self.prepared, "validation", settings).metrics
 
 
 def describe_run(run: Run) -> dict[str, Any]:
     """What a person wants to know of a run, for JSON and tables."""
     state = run.state
     found = {"stage": state.stage, "best_epoch": state.best_epoch, "validation": state.validation}
+    found |= {"init_from": state.init_from} if state.init_from else {}
     found |= {"table_bytes_in_training": dict(state.sizes)} if state.sizes else {}
     return {"run": str(run.folder), "model": run.config.model.name} | found | {"seconds": round(state.seconds, 1)}

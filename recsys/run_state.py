@@ -9,13 +9,15 @@ from typing import Any
 from recsys.config import ConfigError, RunConfig, parse_options
 
 SELECT, REFIT, FINISHED = "select", "refit", "finished"
+LATER = {"init_from", "lineage"}  # which runs of the first version have not
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """What run.json holds: the prepared data, the stage, the best number of epochs and the validation metrics there.
 
-    sizes: bytes of the tables in the last stage, over all ranks: weights in training, optimizer state.
+    sizes: bytes of the tables in the last stage, over all ranks: weights in training, optimizer state. init_from: the
+    folder of the run that it started from, "" for fresh weights; lineage: a hash of what that one was (run_start.py).
     """
 
     prepared: str
@@ -25,6 +27,8 @@ class RunState:
     validation: Mapping[str, float] | None = None
     seconds: float = 0.0
     sizes: Mapping[str, int] = field(default_factory=dict)
+    init_from: str = ""
+    lineage: str = ""
 
 
 def read_config(path: Path) -> RunConfig:
@@ -36,7 +40,7 @@ def read_state(path: Path) -> RunState:
     """A run.json. Raises ConfigError as `read_config` does."""
     values = _read_json(path)
     known = {part.name for part in fields(RunState)}
-    if values.keys() != known or values["stage"] not in (SELECT, REFIT, FINISHED):
+    if values.keys() | LATER != known or values["stage"] not in (SELECT, REFIT, FINISHED):
         raise ConfigError(f"{path} is damaged or of another version")
     return RunState(**values)
 

@@ -4,13 +4,14 @@ A call that finds no server is repeated (UNAVAILABLE only, at most four attempts
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 import numpy as np
+import pyarrow as pa
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -99,6 +100,9 @@ class Client:
         k: int,
         user: RawId | None = None,
         history: RawIds | None = None,
+        history_times: Sequence[int] | None = None,
+        history_features: Mapping[str, Any] | None = None,
+        time: int | None = None,
         features: Mapping[str, Any] | None = None,
         vector: ArrayLike | None = None,
         exclude_seen: bool = True,
@@ -107,13 +111,17 @@ class Client:
     ) -> Candidates:
         """The k best items; the arguments are those of `RetrieveQuery`.
 
-        features: user feature -> its value (a list for a list feature). filter: a predicate, or its JSON form.
+        features: user feature -> its value (a list for a list feature). history_features: event feature -> a value
+        for each item of the history. filter: a predicate, or its JSON form.
         """
         query = RetrieveQuery(
             k=k,
             user=user,
             history=history,
-            features={name: column_of(column_message([value]), name) for name, value in (features or {}).items()},
+            history_times=history_times,
+            history_features=_columns(history_features),
+            time=time,
+            features=_columns({name: [value] for name, value in (features or {}).items()}),
             vector=None if vector is None else np.asarray(vector, dtype=np.float32).ravel(),
             exclude_seen=exclude_seen,
             excluded=excluded,
@@ -130,15 +138,25 @@ class Client:
         items: RawIds | None = None,
         columns: Mapping[str, Any] | None = None,
         history: RawIds | None = None,
+        history_times: Sequence[int] | None = None,
+        history_features: Mapping[str, Any] | None = None,
+        time: int | None = None,
     ) -> Scores:
         """Probabilities of rows; the arguments are those of `ScoreQuery`.
 
         columns: feature -> a value for each row, as an Arrow array or what `pyarrow.array` takes, or one for all rows:
-        a text or number as it is, a list in a list.
+        a text or number as it is, a list in a list. history_features: as in `retrieve`.
         """
-        arrays = {name: column_of(column_message(_per_row(values)), name) for name, values in (columns or {}).items()}
-        request = score_request(ScoreQuery(user=user, items=items, columns=arrays, history=history))
-        response = self._call(self._calls.Score, request)
+        query = ScoreQuery(
+            user=user,
+            items=items,
+            columns=_columns({name: _per_row(values) for name, values in (columns or {}).items()}),
+            history=history,
+            history_times=history_times,
+            history_features=_columns(history_features),
+            time=time,
+        )
+        response = self._call(self._calls.Score, score_request(query))
         return Scores(
             **vars(scored_of(response)), bundle_id=response.bundle_id, attribution_token=response.attribution_token
         )
@@ -160,6 +178,11 @@ class Client:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise _described(error) from None
+
+
+def _columns(columns: Mapping[str, Any] | None) -> dict[str, pa.Array]:
+    """Columns as they are read on the other side."""
+    return {name: column_of(column_message(values), name) for name, values in (columns or {}).items()}
 
 
 def _per_row(values: Any) -> Any:

@@ -4,6 +4,7 @@ Not here: what a request means, and whether its values are accepted (`serving.pi
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from serving.queries import (
     RetrieveQuery,
     Scored,
     ScoreQuery,
+    SubjectQuery,
 )
 from serving.v1 import retrieval_pb2 as pb
 
@@ -36,7 +38,7 @@ def retrieve_query_of(request: pb.RetrieveRequest) -> RetrieveQuery:
     return RetrieveQuery(
         k=request.k,
         user=id_of(request.user),
-        history=ids_of(request.history, "history") if request.HasField("history") else None,
+        **_history_of(request),
         features=_columns_of(request.features, "features"),
         vector=np.array(request.vector, dtype=np.float32) if request.vector else None,
         exclude_seen=request.exclude_seen,
@@ -50,13 +52,33 @@ def retrieve_request(query: RetrieveQuery) -> pb.RetrieveRequest:
     return pb.RetrieveRequest(
         k=query.k,
         user=None if query.user is None else id_message(query.user),
-        history=None if query.history is None else ids_message(query.history),
+        **_history_fields(query),
         features={name: column_message(column) for name, column in query.features.items()},
         vector=None if query.vector is None else query.vector.tolist(),
         exclude_seen=query.exclude_seen,
         excluded=ids_message(query.excluded) if len(query.excluded) else None,
         filter=None if query.filter is None else filter_message(query.filter),
     )
+
+
+def _history_of(request: pb.RetrieveRequest | pb.ScoreRequest) -> dict[str, Any]:
+    """The fields of `SubjectQuery` that say what happened when."""
+    return {
+        "history": ids_of(request.history, "history") if request.HasField("history") else None,
+        "history_times": np.array(request.history_times, dtype=np.int64) if request.history_times else None,
+        "history_features": _columns_of(request.history_features, "history_features"),
+        "time": request.time if request.HasField("time") else None,
+    }
+
+
+def _history_fields(query: SubjectQuery) -> dict[str, Any]:
+    """The inverse of `_history_of`."""
+    return {
+        "history": None if query.history is None else ids_message(query.history),
+        "history_times": None if query.history_times is None else np.asarray(query.history_times).tolist(),
+        "history_features": {name: column_message(column) for name, column in query.history_features.items()},
+        "time": query.time,
+    }
 
 
 def _columns_of(columns: Mapping[str, pb.Column], field: str) -> dict[str, pa.Array]:
@@ -111,7 +133,7 @@ def score_query_of(request: pb.ScoreRequest) -> ScoreQuery:
         user=id_of(request.user),
         items=ids_of(request.items, "items") if request.HasField("items") else None,
         columns=_columns_of(request.columns, "columns"),
-        history=ids_of(request.history, "history") if request.HasField("history") else None,
+        **_history_of(request),
     )
 
 
@@ -121,7 +143,7 @@ def score_request(query: ScoreQuery) -> pb.ScoreRequest:
         user=None if query.user is None else id_message(query.user),
         items=None if query.items is None else ids_message(query.items),
         columns={name: column_message(column) for name, column in query.columns.items()},
-        history=None if query.history is None else ids_message(query.history),
+        **_history_fields(query),
     )
 
 
@@ -178,6 +200,8 @@ def _retrieval_message(info: RetrievalInfo) -> pb.Retrieval:
         embedding_dim=info.embedding_dim,
         features=info.features,
         attributes=info.attributes,
+        history_features=info.history_features,
+        history_times=info.history_times,
     )
 
 
@@ -188,17 +212,31 @@ def _retrieval_of(message: pb.Retrieval) -> RetrievalInfo:
         embedding_dim=message.embedding_dim,
         features=tuple(message.features),
         attributes=tuple(message.attributes),
+        history_features=tuple(message.history_features),
+        history_times=message.history_times,
     )
 
 
 def _ranking_message(info: RankingInfo) -> pb.Ranking:
-    catalogue = _catalogue_message(info.catalogue)
-    return pb.Ranking(model=info.model, catalogue=catalogue, features=info.features, tasks=info.tasks)
+    return pb.Ranking(
+        model=info.model,
+        catalogue=_catalogue_message(info.catalogue),
+        features=info.features,
+        tasks=info.tasks,
+        history_features=info.history_features,
+        history_times=info.history_times,
+    )
 
 
 def _ranking_of(message: pb.Ranking) -> RankingInfo:
-    catalogue, features = _catalogue_of(message.catalogue), tuple(message.features)
-    return RankingInfo(model=message.model, catalogue=catalogue, features=features, tasks=tuple(message.tasks))
+    return RankingInfo(
+        model=message.model,
+        catalogue=_catalogue_of(message.catalogue),
+        features=tuple(message.features),
+        tasks=tuple(message.tasks),
+        history_features=tuple(message.history_features),
+        history_times=message.history_times,
+    )
 
 
 def _catalogue_message(catalogue: Catalogue) -> pb.Catalogue:

@@ -36,16 +36,32 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieveQuery:
-    """Candidates for whom: user, history (latest last) and features in any combination, or a vector [D].
+class SubjectQuery:
+    """Who is asked about, and when.
 
-    history None: the one that the bundle holds for the user. exclude_seen: leave out what the bundle says that the user
-    has seen, and the request's history. excluded: leave these out besides. filter: which items are allowed.
+    history: items [L], the latest last; None: the one that the bundle holds for the user. history_times: when they
+    happened, [L], as the log writes times; they may then come in any order. history_features: event feature -> raw
+    values [L]; those not given are missing. time: when this is asked: events at that time or later are not read, and
+    ages are counted to it. None: after the newest event, of the history if it has times, else of all that the bundle
+    holds.
+    """
+
+    user: RawId | None = None
+    history: RawIds | None = None
+    history_times: Sequence[int] | NDArray[np.int64] | None = None
+    history_features: Mapping[str, pa.Array] = field(default_factory=dict)
+    time: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveQuery(SubjectQuery):
+    """Candidates for whom: user, history and features in any combination, or a vector [D].
+
+    exclude_seen: leave out what the bundle says that the user has seen, and the request's history. excluded: leave
+    these out besides. filter: which items are allowed.
     """
 
     k: int
-    user: RawId | None = None
-    history: RawIds | None = None
     features: Mapping[str, pa.Array] = field(default_factory=dict)
     vector: NDArray[np.float32] | None = None
     exclude_seen: bool = False
@@ -74,7 +90,7 @@ class Retrieved:
     """Candidates, best first. items [K] int64 or texts, scores [K] float32, sources [K] index into source_names.
 
     unknown_*: ids of the request that the catalogue does not hold, skipped. unread_history_ids: items of the request's
-    history that the model did not read, because it reads fewer, or none.
+    history that the model did not read, because it reads fewer, or none, or they are not past.
     """
 
     items: NDArray[Any]
@@ -100,16 +116,14 @@ class Retrieved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreQuery:
+class ScoreQuery(SubjectQuery):
     """Rows to score: one per item, or as many as the longest column has; a column of one row is repeated.
 
-    columns go before what the bundle holds for the user and the items. history None: the bundle's.
+    columns go before what the bundle holds for the user and the items, and before the history.
     """
 
-    user: RawId | None = None
     items: RawIds | None = None
     columns: Mapping[str, pa.Array] = field(default_factory=dict)
-    history: RawIds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +150,18 @@ class Catalogue:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalInfo:
-    """What Retrieve reads. embedding_dim 0: the model has no vectors."""
+    """What Retrieve reads. embedding_dim 0: the model has no vectors.
+
+    history_features: event features of a history that the model reads. history_times: whether it needs their times.
+    """
 
     model: str
     catalogue: Catalogue
     embedding_dim: int
     features: tuple[str, ...]
     attributes: tuple[str, ...]
+    history_features: tuple[str, ...] = ()
+    history_times: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +172,8 @@ class RankingInfo:
     catalogue: Catalogue
     features: tuple[str, ...]
     tasks: tuple[str, ...]
+    history_features: tuple[str, ...] = ()
+    history_times: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

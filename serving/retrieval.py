@@ -20,7 +20,7 @@ from recsys.models.interface import ClosedForm
 from recsys.retrieval import Attributes, Index, top_k
 from serving.deadline import Deadline
 from serving.errors import InvalidArgumentError
-from serving.inputs import Column, Inputs, Positions, Subject, catalogue_of, positions_of, subject_of, user_columns
+from serving.inputs import Column, Inputs, Positions, Subject, catalogue_of, positions_of, user_columns
 from serving.queries import (
     Fallback,
     FallbackReason,
@@ -56,6 +56,8 @@ class Retrieval:
             embedding_dim=0 if self._part.index is None else self._part.index.embedding_dim,
             features=tuple(self._features),
             attributes=tuple(self._attributes.names),
+            history_features=self._inputs.history_features,
+            history_times=self._inputs.reads_times,
         )
 
     def warm_up(self) -> None:
@@ -68,7 +70,7 @@ class Retrieval:
     def answer(self, query: RetrieveQuery, deadline: Deadline) -> Retrieved:
         """The candidates; InvalidArgumentError for what cannot be answered, DeadlineExpiredError between stages."""
         self._check(query)
-        subject = subject_of(self._part.entities, query.user, query.history, self._limits.history)
+        subject = self._inputs.subject(query, self._limits.history)
         excluded = positions_of(self._part.items, query.excluded, "excluded")
         allowed = None if query.filter is None else self._allowed(query.filter)
         deadline.check("query")
@@ -156,7 +158,7 @@ class Retrieval:
     def _user_batch(self, subject: Subject, given: dict[str, Column]) -> Batch:
         """One row: what the bundle holds for the user (or for an unknown one), and before it what the request gives."""
         users = np.array([subject.user])
-        stored = self._inputs.of_users(users, given) | self._inputs.sequences(users, subject.history, given)
+        stored = self._inputs.of_users(users, given) | self._inputs.sequences(users, subject, given)
         return Batch(features=stored | given)
 
     def _closed_form(self, model: ClosedForm, subject: Subject) -> Search | None:

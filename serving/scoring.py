@@ -1,16 +1,25 @@
 """Probabilities for the rows of one request: the ranker's part of the pipeline.
 
-Shapes: B rows, T tasks.
+Rows that share one history, a user's candidates, are scored with it once (`Ranker.candidate_logits`), and keys of its
+events are kept for the whole catalogue from the start (`CatalogueKeys`). The answer is that of scoring every row by
+itself.
+
+Shapes: B rows, T tasks, L events of a history.
 """
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
+import torch
 from torch import Tensor
 
-from features.batch import Batch
+from features.batch import Batch, num_rows
 from recsys.components.parts import RankerPart
+from recsys.models.catalogue_keys import CatalogueKeys
 from serving.deadline import Deadline
 from serving.errors import InvalidArgumentError
 from serving.inputs import (
+    Column,
     Inputs,
     Positions,
     Subject,
@@ -18,7 +27,6 @@ from serving.inputs import (
     catalogue_of,
     entity_features,
     positions_of,
-    subject_of,
 )
 from serving.queries import Limits, RankingInfo, Scored, ScoreQuery
 
@@ -32,6 +40,8 @@ class Scoring:
         self._schema = part.entities.encoder.schema
         self._inputs = Inputs(part.entities, part.model.inputs)
         self._columns = [spec.name for spec in self._schema.inputs]
+        items = part.entities.items
+        self._kept = {} if items is None else CatalogueKeys.of(part.model, items)
 
     @property
     def info(self) -> RankingInfo:
@@ -41,6 +51,8 @@ class Scoring:
             catalogue=catalogue_of(self._part.entities),
             features=tuple(self._columns),
             tasks=tuple(self._part.model.labels),
+            history_features=self._inputs.history_features,
+            history_times=self._inputs.reads_times,
         )
 
     def warm_up(self) -> None:
@@ -53,14 +65,14 @@ class Scoring:
     def answer(self, query: ScoreQuery, deadline: Deadline) -> Scored:
         """The probabilities; InvalidArgumentError for what cannot be answered, DeadlineExpiredError between stages."""
         num = self._num_rows(query)
-        subject = subject_of(self._part.entities, query.user, query.history, self._limits.history)
+        subject = self._inputs.subject(query, self._limits.history)
         users, items = self._users(query, subject), self._items(query)
         deadline.check("features")
-        batch = self._batch(query, users, np.full(1, -1) if items is None else items, subject, num)
+        columns, keys = self._read(query, users, np.full(1, -1) if items is None else items, subject)
         deadline.check("scores")
-        logits: Tensor = self._part.model.logits(batch)
+        logits = self._logits(columns, keys, num)
         return Scored(
-            scores=logits.sigmoid().reshape(num, -1).numpy(),
+            scores=self._part.probabilities(logits).numpy(),
             tasks=tuple(self._part.model.labels),
             user_known=bool((users >= 0).all()),
             unknown_item_ids=0 if items is None else int((items < 0).sum()),
@@ -113,15 +125,39 @@ class Scoring:
             if name in self._inputs.names and name not in query.columns:
                 raise InvalidArgumentError("items", f"got none, accepted: ids of items, or a column for {name!r}")
 
-    def _batch(self, query: ScoreQuery, users: Positions, items: Positions, subject: Subject, num: int) -> Batch:
-        """The rows [B]: what the bundle holds for users and items, and before it the columns of the request."""
+    def _read(
+        self, query: ScoreQuery, users: Positions, items: Positions, subject: Subject
+    ) -> tuple[dict[str, Column], dict[str, Tensor]]:
+        """What the bundle holds for users and items, and before it the columns of the request, each [B] or [1]; and
+        the keys that are kept of a history's events.
+        """
         inputs = self._inputs
         given = inputs.encoded(query.columns, "columns", self._columns)
         columns = given | inputs.of_users(users, given) | inputs.of_items(items, given)
-        columns |= inputs.sequences(users, subject.history, given)
+        columns |= inputs.sequences(users, subject, given)
         for name in inputs.names:
             if name not in columns:
                 raise InvalidArgumentError(
                     f"columns[{name}]", "got none, accepted: a value for each row, or one for all"
                 )
-        return Batch(features=broadcast(columns, num))
+        return columns, self._keys(users, subject, given)
+
+    def _keys(self, users: Positions, subject: Subject, given: Collection[str]) -> dict[str, Tensor]:
+        """Kept keys [L, W] of the events of the one history there is, by sequence group."""
+        if not self._kept or len(users) > 1:
+            return {}
+        events = self._inputs.history_items(users, subject, given)
+        return {
+            group: self._kept[group].read(torch.from_numpy(positions))
+            for group, positions in events.items()
+            if group in self._kept
+        }
+
+    def _logits(self, columns: Mapping[str, Column], keys: Mapping[str, Tensor], num: int) -> Tensor:
+        """Logits of the rows [B] or [B, T]."""
+        model = self._part.model
+        history = {name: columns[name] for name in self._inputs.groups}
+        if not history or any(num_rows(column) > 1 for column in history.values()):
+            return model.logits(Batch(features=broadcast(columns, num)))
+        others = {name: column for name, column in columns.items() if name not in history}
+        return model.candidate_logits(Batch(features=broadcast(others, num)), Batch(features=history), keys)

@@ -15,7 +15,8 @@ PACKAGES = ("features", "recsys", "serving")
 GENERATED = "serving/v1/"
 LAYERS = (
     "config", "distributed", "phases", "encodings", "embedding", "compression", "models", "retrieval", "training",
-    "evaluation", "run_state", "run", "bundle", "components", "report", "sweep", "laws", "doctor", "cli",
+    "evaluation", "model_bytes", "run_state", "run_start", "run_reports", "run", "bundle", "components", "report",
+    "sweep", "tune", "daily", "laws", "doctor", "cli",
 )  # fmt: skip
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "factory", "base", "engine"}
 MAX_FILE, MAX_FUNCTION, MAX_NESTING, MAX_ARGUMENTS, MAX_CHAIN = 400, 60, 3, 6, 16

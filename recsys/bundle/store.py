@@ -41,7 +41,7 @@ from recsys.bundle.files import (
 
 FORMAT = 1  # of manifests
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n -> a manifest's values in format n + 1
-KINDS: dict[str, tuple[int, ...]] = {  # kind of component -> its formats that `components.py` reads
+KINDS: dict[str, tuple[int, ...]] = {  # kind of component -> its formats that `recsys.components` knows
     "encoder": (1,),
     "users": (1,),
     "items": (1,),
@@ -49,6 +49,8 @@ KINDS: dict[str, tuple[int, ...]] = {  # kind of component -> its formats that `
     "index": (1,),
     "fallback": (1,),
     "ranker": (1,),
+    "program": (1,),
+    "calibrator": (1,),
 }
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 

@@ -2,7 +2,25 @@
 
 import typer
 
-from recsys.cli import bundles, compress, convert, data, demo, doctor, laws, plan, serve, tables, train
+from recsys.cli import (
+    bundles,
+    calibrate,
+    compare,
+    compress,
+    convert,
+    daily,
+    data,
+    demo,
+    diagnose,
+    doctor,
+    evaluate,
+    laws,
+    plan,
+    serve,
+    tables,
+    train,
+    tune,
+)  # fmt: skip
 
 app = typer.Typer(
     name="recsys",
@@ -20,7 +38,12 @@ schema.command("infer")(data.infer_schema)
 app.add_typer(schema, name="schema")
 app.command("prepare")(data.prepare_data)
 app.command("train")(train.train)
-app.command("evaluate")(train.evaluate)
+app.command("tune")(tune.tune)
+app.command("daily")(daily.daily)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("diagnose")(diagnose.diagnose)
+app.command("calibrate")(calibrate.calibrate)
 app.command("plan")(plan.plan)
 compress.app.command(compress.CONVERT)(convert.convert)
 app.add_typer(compress.app, name="compress")

@@ -10,9 +10,14 @@ from recsys.bundle import BundleStore
 from recsys.cli.console import print_json, print_table, say, user_errors
 from recsys.cli.data import JsonOption
 from recsys.components import Roles, export_ranker, export_retriever
+from recsys.components.calibrator import ROLE as CALIBRATOR
+from recsys.components.program import save_program
 from recsys.config import ConfigError
 from recsys.models.interface import Ranker
 from recsys.run import Run, describe_run
+from recsys.run_reports import calibrator_of
+
+EXAMPLE_ROWS = 64  # of the batch that a program is traced with
 
 StoreArgument = Annotated[str, typer.Argument(help="A store of bundles: a folder or a URI.")]
 
@@ -21,29 +26,39 @@ def export(
     runs: Annotated[list[Path], typer.Argument(help="One run, or a retrieval run and a ranking run.")],
     out: Annotated[str, typer.Option("--out", help="The store to write to: a folder or a URI.")],
     label: Annotated[str, typer.Option("--label", help="Point this label at the new bundle.")] = "stable",
+    program: Annotated[
+        bool, typer.Option("--program", help="Add the ranker as a torch.export program, for other runtimes.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Export finished runs as one bundle; components that the store holds already are shared."""
     with user_errors():
-        bundle = export_runs([Run.open(run) for run in runs], out, label)
+        bundle = export_runs([Run.open(run) for run in runs], out, label, program=program)
         if json:
             print_json({"bundle": bundle, "store": out, "label": label})
         else:
             say(f"bundle {bundle} in {out}, label {label}")
 
 
-def export_runs(runs: list[Run], out: str, label: str) -> str:
-    """Write the runs' components and publish them as one bundle; returns its id."""
+def export_runs(runs: list[Run], out: str, label: str, *, program: bool = False) -> str:
+    """Write the runs' components and publish them as one bundle; returns its id. program: with one of the ranker."""
     kinds = ["ranker" if run.is_ranking else "retriever" for run in runs]
+    if program and "ranker" not in kinds:
+        raise ConfigError("--program is of a ranking run, and there is none among these")
     if len(set(kinds)) < len(kinds):
         raise ConfigError(f"a bundle holds one retrieval run and one ranking run at the most, these are {kinds}")
     store = BundleStore(out)
     components: Roles = {}
     for run in runs:
         components |= _components(run, store)
+    optional = [role for role in (CALIBRATOR,) if role in components]
+    if program:
+        ranking = runs[kinds.index("ranker")]
+        components["program"] = _add_program(ranking, store)
+        optional.append("program")
     config = {kind: run.config.model_dump(mode="json") for kind, run in zip(kinds, runs, strict=True)}
     notes = {kind: describe_run(run) for kind, run in zip(kinds, runs, strict=True)}
-    return store.publish(components, config=config, notes=notes, label=label)
+    return store.publish(components, config=config, notes=notes, label=label, optional=optional)
 
 
 def _components(run: Run, store: BundleStore) -> Roles:
@@ -51,8 +66,17 @@ def _components(run: Run, store: BundleStore) -> Roles:
     view = run.seen_before("test")  # what the test numbers were made with is what is served
     sections: dict[str, Any] = {"model_section": run.config.model, "view": view}
     if isinstance(model, Ranker):
-        return export_ranker(store, model=model, **sections)
+        calibrator = calibrator_of(run.folder, run.prepared)
+        return export_ranker(store, model=model, calibrator=calibrator, **sections)
     return export_retriever(store, model=model, **sections)  # type: ignore[arg-type]
+
+
+def _add_program(run: Run, store: BundleStore) -> str:
+    model = run.model()
+    assert isinstance(model, Ranker)
+    loader = run.prepared.view("train").loader(EXAMPLE_ROWS, seed=0, shuffle=False)
+    example, _ = next(loader.epoch(0))
+    return store.add_component("program", lambda folder: save_program(folder, model, example))
 
 
 def list_bundles(store: StoreArgument, json: JsonOption = False) -> None:

@@ -20,6 +20,7 @@ from features.prepared import Prepared
 from recsys.cli.console import INTERRUPTED, Meter, console, print_json, print_table, say, user_errors
 from recsys.cli.data import DataOption, JsonOption, PreparedOption, prepared_of
 from recsys.config import ConfigError, RunConfig, load_config
+from recsys.models import table_encoder
 from recsys.run import Run
 from recsys.sweep.folder import Sweep
 from recsys.sweep.outcome import Outcome
@@ -163,13 +164,14 @@ class _Sweeping:
     def __init__(self, settings: RunConfig, data: Prepared, grid: Grid, folder: Path, bounds: _Bounds) -> None:
         for split in ("validation", "test"):
             data.view(split)  # a sweep chooses by one and shows the other
+        encoder = table_encoder(settings.model, data.encoder)
         for cell in grid.cells():
-            cell_config(cell, settings, data.schema)
+            cell_config(cell, settings, encoder.schema)
         self.sweep = Sweep(folder, settings, data, grid.cells())
         self.grid = grid
         self.bounds = bounds
         self.metric = Run(folder, settings, data).metric
-        self.dense = dense_bytes(settings, data.encoder)
+        self.dense = dense_bytes(settings, encoder)
         self.story = Story(command=shlex.join(["recsys", *sys.argv[1:]]), config=settings, prepared=data)
 
     def run(self, retry: bool) -> None:

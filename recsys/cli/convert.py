@@ -17,20 +17,23 @@ import typer
 from torch import Tensor
 
 from features import storage
+from recsys.cli.arguments import RunArgument, SetOption, parse_settings
 from recsys.cli.console import print_json, say, user_errors
 from recsys.cli.data import JsonOption
-from recsys.cli.train import RunArgument
 from recsys.compression import make_specs, table_class
 from recsys.compression.convert import convert_tables
 from recsys.compression.recorded import RecordedTables, served_in
-from recsys.config import NAME, ConfigError, RunConfig, TableConfig, parse_options, parse_override
+from recsys.config import NAME, ConfigError, RunConfig, TableConfig, parse_options
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.precision import PRECISIONS, Precision
 from recsys.embedding.table import TableSpec
 from recsys.evaluation.bootstrap import Draws
-from recsys.evaluation.evaluate import Report, compare
+from recsys.evaluation.compare import compare
+from recsys.evaluation.evaluate import Report
+from recsys.model_bytes import served_bytes
+from recsys.models import table_encoder
 from recsys.models.interface import Ranker, Retriever
-from recsys.run import Run, build_model, served_bytes
+from recsys.run import Run, build_model
 from recsys.run_state import REFIT, SELECT
 from recsys.training.checkpoint import Checkpoints
 from recsys.training.state import model_tensors
@@ -38,17 +41,6 @@ from recsys.training.state import model_tensors
 COLLECTION = "collection."
 RECORDED = f"{RecordedTables.__module__}:{RecordedTables.__name__}"
 Model = Ranker | Retriever
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
-]
-
-
-def parse_settings(texts: list[str] | None) -> dict[str, Any]:
-    """The values of several --set options."""
-    found: dict[str, Any] = {}
-    for text in texts or ():
-        found |= parse_override(text)
-    return found
 
 
 def convert(
@@ -124,7 +116,8 @@ class Conversion:
         model = build_model(config, run.prepared.encoder, backend="plain")
         assert isinstance(model, Model)
         model.load_state_dict({**dense, **{COLLECTION + key: value for key, value in state.items()}}, strict=False)
-        missed = {} if state else convert_tables(trained.collection, model.collection, run.prepared.encoder)
+        encoder = table_encoder(config.model, run.prepared.encoder)
+        missed = {} if state else convert_tables(trained.collection, model.collection, encoder)
         return config, model.eval(), missed
 
     def _sections(

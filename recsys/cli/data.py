@@ -57,7 +57,10 @@ def prepare_data(
 
 
 def prepared_of(config: RunConfig, config_dir: Path, data: Path | None, out: Path) -> Prepared:
-    """The prepared data of a config, made by rank 0 when it is not there yet; the other ranks open it then."""
+    """The prepared data of a config, made by rank 0 when it is not there yet; the other ranks open it then.
+
+    What `prepare` found suspicious is said each time, a line for each finding.
+    """
 
     def make() -> Prepared:
         with meter() as progress:
@@ -65,4 +68,7 @@ def prepared_of(config: RunConfig, config_dir: Path, data: Path | None, out: Pat
 
     mine: list[Prepared] = []
     distributed.together(lambda: mine.append(make()) if distributed.rank() == 0 else None)
-    return mine[0] if mine else make()
+    found = mine[0] if mine else make()
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    return found

@@ -14,7 +14,8 @@ from recsys.cli.data import JsonOption
 from recsys.cli.train import start, train_run
 from recsys.config import ConfigError, load_config
 from recsys.evaluation.bootstrap import Comparison, Draws
-from recsys.evaluation.evaluate import Report, compare
+from recsys.evaluation.compare import compare
+from recsys.evaluation.evaluate import Report
 from recsys.run import Run
 from serving.client import Client
 from serving.pipeline import Pipeline

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from recsys.cli.arguments import SetOption, parse_settings
 from recsys.cli.console import print_json, print_table, say, user_errors
-from recsys.cli.convert import SetOption, parse_settings
 from recsys.cli.data import JsonOption
 from recsys.compression import table_class
 from recsys.config import parse_options

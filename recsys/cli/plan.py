@@ -25,6 +25,7 @@ from recsys.embedding.placement import AUTO
 from recsys.embedding.planner import Plan, Workload, byte_text, changes
 from recsys.embedding.planner import plan as planned
 from recsys.embedding.step_time import Cluster
+from recsys.models import table_encoder
 
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
          "TiB": 2**40}  # fmt: skip
@@ -183,7 +184,8 @@ class Resized:
 
 def layout_of(config: RunConfig, prepared: Prepared, cardinalities: Mapping[str, float], world_size: int) -> Layout:
     """The tables of a config without their stores. ValueError for a method that does not train over several ranks."""
-    layout = Layout.build(Resized(prepared.encoder, cardinalities), make_specs(config.tables.specs), config.seed)
+    encoder = table_encoder(config.model, prepared.encoder)
+    layout = Layout.build(Resized(encoder, cardinalities), make_specs(config.tables.specs), config.seed)
     for table in layout.tables.values():
         if table.one_rank and world_size > 1:
             raise ValueError(f"table {table.name!r} does not train over several ranks: {table.one_rank}")

@@ -20,6 +20,15 @@ FILTER_HELP = """A predicate on item attributes: {"kind": "equal", "attribute": 
 AddressOption = Annotated[str, typer.Option("--address", help="host:port of the server.")]
 UserOption = Annotated[str | None, typer.Option("--user", help="A user id, as in the raw logs.")]
 HistoryOption = Annotated[str | None, typer.Option("--history", help="Item ids, oldest first: a,b,c.")]
+HistoryTimesOption = Annotated[
+    str | None,
+    typer.Option("--history-times", help="When they happened, as the log writes times: t,t,t; in any order."),
+]
+HistoryFeatureOption = Annotated[
+    list[str] | None,
+    typer.Option("--history-feature", help="An event feature of them: name=value, a JSON list with one for each."),
+]
+TimeOption = Annotated[int | None, typer.Option("--time", help="When this is asked; nothing from then on is read.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for the answer.")]
 
 
@@ -44,6 +53,9 @@ def retrieve(
     k: Annotated[int, typer.Option("--k", help="How many candidates.")] = 10,
     user: UserOption = None,
     history: HistoryOption = None,
+    history_times: HistoryTimesOption = None,
+    history_feature: HistoryFeatureOption = None,
+    time: TimeOption = None,
     feature: Annotated[list[str] | None, typer.Option("--feature", help="A user feature: name=value.")] = None,
     exclude: Annotated[str | None, typer.Option("--exclude", help="Item ids to leave out: a,b,c.")] = None,
     filter: Annotated[str | None, typer.Option("--filter", help=FILTER_HELP)] = None,  # noqa: A002
@@ -61,6 +73,9 @@ def retrieve(
             k=k,
             user=_one_id(user, catalogue.users_are_texts, "--user"),
             history=_ids(history, catalogue.items_are_texts, "--history"),
+            history_times=_ids(history_times, are_texts=False, option="--history-times"),
+            history_features=_lists(history_feature, "--history-feature"),
+            time=time,
             features=_values(feature, "--feature"),
             exclude_seen=not keep_seen,
             excluded=_ids(exclude, catalogue.items_are_texts, "--exclude") or (),
@@ -73,6 +88,9 @@ def score(
     items: Annotated[str | None, typer.Option("--items", help="Item ids: a,b,c.")] = None,
     user: UserOption = None,
     history: HistoryOption = None,
+    history_times: HistoryTimesOption = None,
+    history_feature: HistoryFeatureOption = None,
+    time: TimeOption = None,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", help="A feature: name=value, or a JSON list with a value for each row."),
@@ -88,8 +106,11 @@ def score(
         answer = client.score(
             user=_one_id(user, catalogue.users_are_texts, "--user"),
             items=item_ids,
-            columns={name: _as_list(value) for name, value in _values(column, "--column").items()},
+            columns=_lists(column, "--column"),
             history=_ids(history, catalogue.items_are_texts, "--history"),
+            history_times=_ids(history_times, are_texts=False, option="--history-times"),
+            history_features=_lists(history_feature, "--history-feature"),
+            time=time,
         )
     _show_scores(answer, item_ids, json)
 
@@ -147,7 +168,8 @@ def _ids(text: str | None, are_texts: bool, option: str) -> list[Any] | None:
         return parts
     wrong = [part for part in parts if not part.lstrip("-").isdigit()]
     if wrong or not parts:
-        raise ConfigError(f"{option}: ids of this bundle are whole numbers, got {wrong[0] if wrong else text!r}")
+        what = "times" if option == "--history-times" else "ids of this bundle"
+        raise ConfigError(f"{option}: {what} are whole numbers, got {wrong[0] if wrong else text!r}")
     return [int(part) for part in parts]
 
 
@@ -165,6 +187,6 @@ def _values(pairs: list[str] | None, option: str) -> dict[str, Any]:
     return values
 
 
-def _as_list(value: Any) -> list[Any]:
-    """A column of the given rows, or of one row, which is repeated."""
-    return value if isinstance(value, list) else [value]
+def _lists(pairs: list[str] | None, option: str) -> dict[str, list[Any]]:
+    """Columns of the given rows, or of one row, which is repeated."""
+    return {name: value if isinstance(value, list) else [value] for name, value in _values(pairs, option).items()}

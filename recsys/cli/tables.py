@@ -10,17 +10,19 @@ import typer
 
 from features.encoder import Encoder
 from features.spec import FeatureSchema
+from recsys.cli.arguments import RunArgument
 from recsys.cli.console import print_json, print_table, say, user_errors
 from recsys.cli.data import DataOption, JsonOption, PreparedOption, prepared_of
-from recsys.cli.train import RunArgument
 from recsys.compression.collisions import ReaderReport, StoreReport, TablesReport, inspect_tables
 from recsys.compression.suggest import Candidate, Suggestion, Usage, suggest
 from recsys.config import ConfigError, RunConfig, load_config
 from recsys.embedding.budget import parse_budget, share
 from recsys.embedding.layout import readers_by_table
 from recsys.embedding.precision import row_bytes
+from recsys.model_bytes import served_bytes
+from recsys.models import table_encoder
 from recsys.models.interface import Ranker, Retriever
-from recsys.run import Run, served_bytes
+from recsys.run import Run
 from recsys.run_state import REFIT, SELECT
 from recsys.training.checkpoint import Checkpoints
 
@@ -51,7 +53,7 @@ def _inspected(run: Run) -> tuple[TablesReport, dict[str, Any]]:
     model = run.model()
     if not isinstance(model, Ranker | Retriever):
         raise ConfigError(f"{run.folder}: model {run.config.model.name!r} has no tables")
-    found = inspect_tables(model.collection, run.prepared.encoder)
+    found = inspect_tables(model.collection, table_encoder(run.config.model, run.prepared.encoder))
     sizes = {"served_bytes_on_disk": served_bytes(model)["table_bytes"], "bytes_in_training": dict(run.state.sizes)}
     return found, sizes | {"stores_in_training": _saved_bytes(run)}
 

@@ -1,4 +1,4 @@
-"""`recsys train` and `recsys evaluate`."""
+"""`recsys train`: one run of a config, or one for each of several seeds."""
 
 import json as json_lines
 import time
@@ -10,15 +10,16 @@ import typer
 
 from features import storage
 from recsys import distributed
-from recsys.cli.console import INTERRUPTED, Meter, print_json, print_table, say, user_errors
+from recsys.cli.console import INTERRUPTED, Meter, print_json, say, user_errors
 from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
+from recsys.cli.seeds import name_of_seed, seeds_of
 from recsys.config import RunConfig, load_config
 from recsys.run import Run, describe_run
 from recsys.run_state import SELECT
 from recsys.training.checks import check_settings
-from recsys.training.trainer import Interrupted, Progress
+from recsys.training.profiling import Profiler
+from recsys.training.trainer import Interrupted, Observer, Progress
 
-RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="The folder for runs.")]
 LOG_EVERY_S = 5.0
 TRAIN = "train"  # the phase of a model that has one
@@ -30,6 +31,15 @@ def train(
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="The run's name (default: the config's stem).")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", help="A finished run whose weights and optimizer state to start from.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time of some steps goes; their trace is RUN/trace.json.")
+    ] = False,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Train NAME-seed1, NAME-seed2, ...: how many (5), or which (1,2,3).")
+    ] = None,
     data: DataOption = None,
     prepared: PreparedOption = Path("prepared"),
     runs: RunsOption = Path("runs"),
@@ -39,61 +49,77 @@ def train(
 
     Under torchrun the tables are sharded over the ranks and everything else is data-parallel. SIGTERM or Ctrl-C
     finishes the step in hand, writes a checkpoint and ends with exit code 75; --resume goes on from there.
+    --init-from needs the same model and tables, and data whose vocabularies are those of that run or grown from them.
     """
     with user_errors(), distributed.joined_ranks(timeout_s=PATIENCE_S), user_errors():  # the inner one still has ranks
         named = [] if name is None else [f"name={json_lines.dumps(name)}"]
-        settings = load_config(config, [*(overrides or ()), *named])
-        run = start(settings, config.parent, runs / settings.name, (data, prepared), resume)
-        if run.finished:
-            say(f"{run.folder} is finished")
-        else:
-            train_run(run)
+        trained = []
+        for settings in _settings(config, [*(overrides or ()), *named], seeds):
+            run = start(settings, config.parent, runs / settings.name, (data, prepared), resume, init_from)
+            if run.finished:
+                say(f"{run.folder} is finished{'; there is nothing to profile' if profile else ''}")
+            else:
+                train_run(run, profile)
+            trained.append(run)
         if distributed.rank() == 0:
-            _report(run, json)
+            _report(trained, json)
+
+
+def _settings(config: Path, overrides: list[str], seeds: str | None) -> list[RunConfig]:
+    """Of each run to train."""
+    settings = load_config(config, overrides)
+    if seeds is None:
+        return [settings]
+    names = {seed: json_lines.dumps(name_of_seed(settings.name, seed)) for seed in seeds_of(seeds)}
+    return [load_config(config, [*overrides, f"seed={seed}", f"name={name}"]) for seed, name in names.items()]
 
 
 def start(
-    settings: RunConfig, config_dir: Path, folder: Path, data: tuple[Path | None, Path], resume: bool
-) -> Run:  # fmt: skip
+    settings: RunConfig,
+    config_dir: Path,
+    folder: Path,
+    data: tuple[Path | None, Path],
+    resume: bool,
+    init_from: Path | None = None,
+) -> Run:
     """The run in `folder`, new or continued, on data that is prepared when it is not there yet."""
     check_settings(settings)
     prepared = prepared_of(settings, config_dir, *data)
-    return Run.create(settings, folder, prepared, resume=resume)
+    return Run.create(settings, folder, prepared, resume=resume, init_from=init_from)
 
 
-def train_run(run: Run) -> None:
-    """Train to the end, watched; a signal ends the command with its own exit code, after a checkpoint."""
-    watcher = Watcher(run)
+def train_run(run: Run, profile: bool = False, advice: str = "continue with --resume") -> None:
+    """Train to the end, watched; a signal ends the command with its own exit code, after a checkpoint, and advice."""
+    watcher, profiler = Watcher(run), Profiler(run.folder / "trace.json")
+    watching: list[Observer] = [watcher, *([profiler] if profile else [])]
     try:
-        run.train(observers=(watcher,) if distributed.rank() == 0 else ())
+        run.train(observers=watching if distributed.rank() == 0 else ())
     except Interrupted as interruption:
-        say(f"{interruption}; continue with --resume")
+        say(f"{interruption}; {advice}")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         watcher.close()
+        profiler.close()
+        if profile and distributed.rank() == 0:
+            _say_profile(profiler)
 
 
-def _report(run: Run, json: bool) -> None:
-    summary = describe_run(run)
-    if json:
-        print_json(summary)
+def _say_profile(profiler: Profiler) -> None:
+    if not profiler.milliseconds:
+        say(f"no profile: training ended within the {profiler.warmup} steps of warm-up")
         return
-    for key, value in summary.items():
-        say(f"{key}: {value}")
+    rows = [f"{part} {spent:.2f} ms ({profiler.shares[part]:.0%})" for part, spent in profiler.milliseconds.items()]
+    say(f"a step: {', '.join(rows)}; {profiler.rows_per_s:,.0f} rows/s; {profiler.trace} is for ui.perfetto.dev")
 
 
-def evaluate(
-    run: RunArgument,
-    split: Annotated[str, typer.Option("--split", help="The split to score.")] = "test",
-    json: JsonOption = False,
-) -> None:
-    """Score a finished run on a split (default: test) and write the report into the run's folder."""
-    with user_errors():
-        report = Run.open(run).evaluate(split)
-        if json:
-            print_json(report.summary())
-        else:
-            print_table(f"{run} on {split}: {report.protocol}", [report.metrics])
+def _report(runs: list[Run], json: bool) -> None:
+    summaries = [describe_run(run) for run in runs]
+    if json:
+        print_json(summaries[0] if len(runs) == 1 else {"runs": summaries})
+        return
+    for summary in summaries:
+        for key, value in summary.items():
+            say(f"{key}: {value}")
 
 
 class Watcher:

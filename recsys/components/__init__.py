@@ -7,6 +7,8 @@
     <part>.users        users      the user table, the items that each user has, the histories as of the export
     index               index      the item vectors of a retriever that has vectors
     fallback            fallback   a score for each item, to answer with when the model cannot
+    calibrator          calibrator curves that turn the ranker's logits into probabilities (optional)
+    program             program    the ranker as a torch.export program (optional, never read by our server)
 
 The schema, items and users of a retriever and a ranker over the same prepared data are the same components, stored
 once. What must fit together says so: index, fallback and closed-form models name the catalogue, an index the weights

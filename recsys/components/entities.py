@@ -126,7 +126,13 @@ def _write_users(folder: Path, view: ExportView) -> None:
 def _write_histories(path: Path, histories: Histories, splits: Sequence[str]) -> None:
     """The events of these splits alone: a bundle holds nothing that was not known at its export."""
     chunks = _events_of(histories, histories.ends(splits))
-    Histories.build(path, chunks, num_users=histories.num_users, ordered=histories.ordered)
+    Histories.build(
+        path,
+        chunks,
+        num_users=histories.num_users,
+        ordered=histories.ordered,
+        ticks_per_second=histories.ticks_per_second,
+    )
 
 
 def _events_of(histories: Histories, ends: NDArray[np.int64]) -> Iterator[EventChunk]:

@@ -20,6 +20,7 @@ from features import storage
 from features.encoder import Encoder
 from features.entities import EntityTable
 from recsys.bundle import Bundle, BundleError, BundleStore
+from recsys.components.calibrator import ROLE, export_calibrator, load_calibrator
 from recsys.components.entities import (
     Entities,
     ExportView,
@@ -32,7 +33,8 @@ from recsys.components.entities import (
 )
 from recsys.config import ModelConfig
 from recsys.embedding.frozen import describe_tables, rebuild_tables
-from recsys.models import make_model
+from recsys.evaluation.calibrators import Calibrator
+from recsys.models import make_model, table_encoder
 from recsys.models.interface import ClosedForm, Ranker, Retriever
 from recsys.retrieval import ExactIndex, Index, load_index
 
@@ -65,11 +67,19 @@ class RetrieverPart:
 
 @dataclass(frozen=True, kw_only=True)
 class RankerPart:
-    """A ranker and all that it needs."""
+    """A ranker and all that it needs. calibrator: what its logits are mended by, None for nothing."""
 
     name: str
     model: Ranker
     entities: Entities
+    calibrator: Calibrator | None = None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B] or [B, T] -> probabilities [B, T] float32, calibrated where there is a calibrator."""
+        columns = logits.reshape(len(logits), -1)
+        if self.calibrator is None:
+            return columns.sigmoid()
+        return self.calibrator.probabilities(columns, self.model.labels)
 
 
 def export_retriever(
@@ -105,10 +115,18 @@ def export_retriever(
     }
 
 
-def export_ranker(store: BundleStore, *, model: Ranker, model_section: ModelConfig, view: ExportView) -> Roles:
+def export_ranker(
+    store: BundleStore,
+    *,
+    model: Ranker,
+    model_section: ModelConfig,
+    view: ExportView,
+    calibrator: Calibrator | None = None,
+) -> Roles:
     """Write the components of a ranker; returns role -> component id. view: what is known at the export."""
     written = _Model.of(model, model_section, view.prepared.encoder.content_hash)
-    return export_entities(store, "ranker", view) | {"ranker": store.add_component("ranker", written.save)}
+    roles = export_entities(store, "ranker", view) | {"ranker": store.add_component("ranker", written.save)}
+    return roles if calibrator is None else roles | {ROLE: export_calibrator(store, calibrator, roles["ranker"])}
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,7 @@ def load_ranker(bundle: Bundle, allowed: Sequence[str] = ()) -> RankerPart:
     name, model = _load_model(bundle, "ranker", entities.encoder, allowed)
     if not isinstance(model, Ranker):
         raise BundleError(f"bundle {bundle.id[:12]}: model {name!r} is no ranker")
-    return RankerPart(name=name, model=model, entities=entities)
+    return RankerPart(name=name, model=model, entities=entities, calibrator=load_calibrator(bundle))
 
 
 def _load_model(
@@ -203,7 +221,7 @@ def _load_model(
     collection = None
     if record["tables"] is not None:
         own = {name.removeprefix(COLLECTION): value for name, value in weights.items() if name.startswith(COLLECTION)}
-        collection = rebuild_tables(record["tables"], encoder.schema, own, allowed)
+        collection = rebuild_tables(record["tables"], table_encoder(section, encoder, allowed).schema, own, allowed)
     model = make_model(section, encoder, collection, allowed)
     if isinstance(model, ClosedForm):
         model.load_tensors(weights)

@@ -19,6 +19,7 @@ from recsys.compression.tensor_train import TensorTrainTable
 from recsys.config import ConfigError, TableConfig, TablesConfig, TablesOptimizerConfig, import_name, parse_options
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.dense import DenseTable
+from recsys.embedding.minibatch_l2 import MiniBatchL2
 from recsys.embedding.optimizers import OPTIMIZERS, TableOptimizer
 from recsys.embedding.table import TableSpec
 from recsys.embedding.unified import UnifiedTable
@@ -64,7 +65,7 @@ def make_specs(sections: Mapping[str, TableConfig], allowed: Sequence[str] | Non
 
 def make_table_optimizer(section: TablesOptimizerConfig) -> TableOptimizer:
     """The update rule of `[optimizer.tables]`; ConfigError for a setting that it does not have."""
-    values = section.model_dump(exclude={"name"}, exclude_none=True)
+    values = section.model_dump(exclude={"name", "schedule"}, exclude_none=True)
     return parse_options(OPTIMIZERS[section.name], values, where=f"optimizer.tables ({section.name})")
 
 
@@ -75,6 +76,7 @@ def make_collection(
     *,
     seed: int = 0,
     max_row_norm: float | None = None,
+    mba_l2: float | None = None,
     allowed: Sequence[str] | None = None,
 ) -> EmbeddingCollection:
     """The collection that `[tables]` describes, over the encoder's vocabularies; no optimizer if it only serves."""
@@ -83,4 +85,8 @@ def make_collection(
         encoder, specs, backend=tables.backend, optimizer=optimizer, seed=seed, sharding=tables.sharding
     )
     collection.max_row_norm = max_row_norm
+    if mba_l2 is not None:
+        keys = {spec.name: collection.table_key(spec.name) for spec in encoder.schema.inputs}
+        tables_of = {feature: key for feature, key in keys.items() if key is not None}
+        collection.minibatch_l2 = MiniBatchL2.of(mba_l2, encoder.counts, tables_of)
     return collection

@@ -24,7 +24,8 @@ from recsys.compression.budgeted import BudgetedTable
 from recsys.embedding.budget import solve
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Reader, Store
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader
 from recsys.embedding.unified import SALT_BYTES, HashedChunks, salt_of
 
 INT32_IDS = 2**31

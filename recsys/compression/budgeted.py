@@ -12,7 +12,8 @@ from pydantic import Field
 from recsys.embedding.budget import Budget, budget_bytes, share
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Init, Reader, Store, TableSpec, Uniform, known_num_embeddings
+from recsys.embedding.store import Init, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec, known_num_embeddings
 
 
 class BudgetedTable(TableSpec, ABC):

@@ -23,17 +23,8 @@ from recsys.compression.stages import searching, telling
 from recsys.embedding.budget import Budget, budget_bytes, share
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import Precision, row_bytes
-from recsys.embedding.table import (
-    BLOCK_ROWS,
-    EmbeddingTable,
-    Init,
-    Reader,
-    Search,
-    Store,
-    TableSpec,
-    Uniform,
-    known_num_embeddings,
-)
+from recsys.embedding.store import BLOCK_ROWS, Init, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, Search, TableSpec, known_num_embeddings
 from recsys.phases import Phase
 
 WARM_UP, QUANTISED = "warm-up", "quantised"

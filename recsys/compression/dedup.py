@@ -29,16 +29,8 @@ from recsys.compression.merging import Blocks, Likeness, Merging, number_type
 from recsys.embedding.budget import Budget, allowed_bytes
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import (
-    EmbeddingTable,
-    Init,
-    Reader,
-    Search,
-    Store,
-    TableSpec,
-    Uniform,
-    known_num_embeddings,
-)
+from recsys.embedding.store import Init, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, Search, TableSpec, known_num_embeddings
 from recsys.phases import Phase, Until
 
 MERGED = "merged"

@@ -23,7 +23,8 @@ from torch import Tensor
 from recsys.compression.budgeted import DealtTable
 from recsys.embedding.budget import solve
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Init, Normal, Reader, Store, Uniform, known_num_embeddings
+from recsys.embedding.store import Init, Normal, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, known_num_embeddings
 
 Operation = Literal["product", "sum"]
 

@@ -23,7 +23,8 @@ from features.hashes import hash64
 from recsys.compression.budgeted import DealtTable
 from recsys.embedding.budget import solve
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Reader, Store, known_num_embeddings
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader, known_num_embeddings
 
 
 class MixedDimTable(DealtTable):

@@ -29,13 +29,8 @@ from recsys.compression.selection import counts_within, frequency, largest
 from recsys.compression.stages import searching, telling
 from recsys.embedding.dense import RowPerId
 from recsys.embedding.precision import Precision, row_bytes
-from recsys.embedding.table import (
-    EmbeddingTable,
-    Reader,
-    Search,
-    Store,
-    known_num_embeddings,
-)
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader, Search, known_num_embeddings
 from recsys.phases import Phase
 
 WARM_UP, PRUNE, FIXED = "warm-up", "prune", "fixed"

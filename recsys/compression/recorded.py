@@ -14,7 +14,8 @@ from torch import Tensor
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.frozen import describe_tables, rebuild_table
 from recsys.embedding.precision import Precision
-from recsys.embedding.table import EmbeddingTable, Reader, Store, TableSpec
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec
 
 
 class RecordedTables(TableSpec):

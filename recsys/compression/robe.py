@@ -27,7 +27,8 @@ from torch import Tensor
 from features.hashes import hash64
 from recsys.compression.budgeted import BudgetedTable
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import EmbeddingTable, Reader, Store
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader
 from recsys.embedding.unified import HashedChunks, salt_of
 
 HASH_BYTES = 16  # per chunk of a reader: its salt and its factor

@@ -29,16 +29,8 @@ from recsys.compression.selection import counts_within, frequency, largest
 from recsys.compression.stages import searching, telling
 from recsys.embedding.budget import Budget, budget_bytes
 from recsys.embedding.precision import Precision, row_bytes
-from recsys.embedding.table import (
-    EmbeddingTable,
-    Init,
-    Reader,
-    Search,
-    Store,
-    TableSpec,
-    Uniform,
-    known_num_embeddings,
-)
+from recsys.embedding.store import Init, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, Search, TableSpec, known_num_embeddings
 from recsys.phases import Phase
 
 SUPERNET, RETRAIN = "supernet", "retrain"

@@ -28,7 +28,8 @@ from recsys.compression.budgeted import DealtTable
 from recsys.compression.factorized import centred, check_spread, root_mean_square
 from recsys.embedding.budget import solve
 from recsys.embedding.precision import Precision, row_bytes
-from recsys.embedding.table import EmbeddingTable, Reader, Store, known_num_embeddings
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader, known_num_embeddings
 
 Triple = tuple[int, int, int]
 

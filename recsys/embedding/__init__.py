@@ -3,7 +3,8 @@
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import OPTIMIZERS, SGD, Adagrad, Adam, RowWiseAdagrad, TableOptimizer
-from recsys.embedding.table import Constant, EmbeddingTable, Normal, Reader, Store, TableSpec, Uniform
+from recsys.embedding.store import Constant, Normal, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec
 from recsys.embedding.unified import UnifiedTable
 
 __all__ = [

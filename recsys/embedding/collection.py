@@ -11,8 +11,9 @@ pooling. The backend "plain" is the definition, the others equal it, in forward 
 Shapes: B rows of a batch, N values of a list column, D width of a feature's vector, P accesses of a store per id.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Generic, Literal, TypeVar, overload
 
 import torch
@@ -23,11 +24,13 @@ from features.batch import Batch, Jagged
 from features.spec import FeatureSchema, FeatureSpec
 from recsys import distributed
 from recsys.embedding.layout import KnowsIds, Layout, unique_stores
+from recsys.embedding.minibatch_l2 import MiniBatchL2
 from recsys.embedding.optimizers import Adam, TableOptimizer
 from recsys.embedding.pooling import pool
 from recsys.embedding.precision import pack
+from recsys.embedding.store import Store
 from recsys.embedding.stores import PlainStores, StoreBackend, initial_weights, watched
-from recsys.embedding.table import EmbeddingTable, Search, Store, TableSpec, check_ids
+from recsys.embedding.table import EmbeddingTable, Search, TableSpec, check_ids
 from recsys.phases import Phase
 
 Backend = Literal["plain", "fused", "sharded"]
@@ -48,6 +51,7 @@ class EmbeddingCollection(nn.Module):
     "table_wise" or "column_wise" (placement.py), for all stores or by store.
 
     max_row_norm (an attribute, None = off): the gradient of each looked-up row of a store is scaled down to this norm.
+    minibatch_l2 (likewise): what `penalty` adds for the ids that a step reads.
     Vectors of one step belong into one call, `collection(batch, other)`: the fused and sharded backends update in the
     backward of each call. Gradients accumulate over several backward() only in backend "plain" without an optimizer.
     Raises ValueError naming table or feature where schema, specs, backend and optimizer do not fit together.
@@ -87,6 +91,7 @@ class EmbeddingCollection(nn.Module):
         self.backend = backend
         self.stores = backend.stores
         self.max_row_norm = None
+        self.minibatch_l2: MiniBatchL2 | None = None
         self._given = dict(specs)
         self._tables = dict(layout.tables)
         self._stepping = {name for name, table in self._tables.items() if _overrides(table, "on_step")}
@@ -97,13 +102,14 @@ class EmbeddingCollection(nn.Module):
     # -- reading ------------------------------------------------------------------------------------------------
 
     @overload
-    def forward(self, batch: Batch, /) -> Vectors: ...
+    def forward(self, batch: Batch, /, *, unpooled: Collection[str] = ()) -> Vectors: ...
     @overload
-    def forward(self, *batches: Batch) -> tuple[Vectors, ...]: ...
-    def forward(self, *batches: Batch) -> Vectors | tuple[Vectors, ...]:
+    def forward(self, *batches: Batch, unpooled: Collection[str] = ()) -> tuple[Vectors, ...]: ...
+    def forward(self, *batches: Batch, unpooled: Collection[str] = ()) -> Vectors | tuple[Vectors, ...]:
         """The vectors of every id feature that a batch holds; for several batches a tuple, looked up in one call.
 
-        `id` -> [B, D]; lists and sequences -> pooled [B, D], or with pooling "none" a Jagged of [N, D].
+        `id` -> [B, D]; lists and sequences -> pooled [B, D]; a Jagged of [N, D] where their pooling is "none" or they
+        are named in `unpooled` (attention reads every vector of a history that another model pools).
         Raises ValueError naming feature and id when an id is out of range, and for a column of another kind.
         """
         columns = {
@@ -115,7 +121,7 @@ class EmbeddingCollection(nn.Module):
         found = self.lookup({key: (name, self._ids(name, column)) for key, (name, column) in columns.items()})
         results: tuple[Vectors, ...] = tuple({} for _ in batches)
         for (number, name), (_, column) in columns.items():
-            results[number][name] = self._shaped(name, column, found[number, name])
+            results[number][name] = self._shaped(name, column, found[number, name], name in unpooled)
         return results[0] if len(batches) == 1 else results
 
     def lookup(self, requests: Mapping[Key, tuple[str, Tensor]]) -> dict[Key, Tensor]:
@@ -131,15 +137,19 @@ class EmbeddingCollection(nn.Module):
             for store, wanted in call.rows.items():
                 by_store.setdefault(store, []).append(wanted)
         limit = None if self.max_row_norm is None else self.max_row_norm * self.backend.gradient_scale
+        check = not self.backend.checks_gradients
         vectors = {
-            store: iter(watched(store, several, limit)) for store, several in self.backend.lookup(by_store).items()
+            store: iter(watched(store, several, limit, check))
+            for store, several in self.backend.lookup(by_store).items()
         }
         found: dict[Key, Tensor] = {}
         for name, call in calls.items():
             combined = self._tables[name].combine({store: next(vectors[store]) for store in call.rows}, call.ids)
+            if self.minibatch_l2 is not None and combined.requires_grad:
+                self.minibatch_l2.note(name, call.ids, combined)
             whole = combined if call.places is None else combined.index_select(0, call.places)  # [N, D]
             shapes = [requests[key][1].shape for key in call.keys]
-            parts = [whole] if len(shapes) == 1 else whole.split([shape.numel() for shape in shapes])
+            parts = [whole] if len(shapes) == 1 else whole.split([prod(shape) for shape in shapes])
             for key, part, shape in zip(call.keys, parts, shapes, strict=True):
                 found[key] = part.reshape(*shape, whole.shape[1])
         return {key: found[key] for key in requests}
@@ -165,12 +175,12 @@ class EmbeddingCollection(nn.Module):
             raise ValueError(f"feature {name!r} is of kind {self._specs[name].kind!r}, got a {type(column).__name__}")
         return column.values if isinstance(column, Jagged) else column
 
-    def _shaped(self, name: str, column: Tensor | Jagged, vectors: Tensor) -> Tensor | Jagged:
+    def _shaped(self, name: str, column: Tensor | Jagged, vectors: Tensor, unpooled: bool) -> Tensor | Jagged:
         if not isinstance(column, Jagged):
             return vectors
         pooling = self._specs[name].pooling
         lists = column.with_values(vectors)
-        return lists if pooling is None or pooling == "none" else pool(lists, pooling)
+        return lists if unpooled or pooling is None or pooling == "none" else pool(lists, pooling)
 
     def _spec(self, name: str) -> FeatureSpec:
         return self._specs.get(name) or self.schema.feature(name)
@@ -232,6 +242,8 @@ class EmbeddingCollection(nn.Module):
     def penalty(self) -> Tensor | None:
         """What the tables add to the loss of the step whose lookup was the last; None where they add nothing."""
         found = [penalty for table in self._tables.values() if (penalty := table.penalty()) is not None]
+        if self.minibatch_l2 and (own := self.minibatch_l2.penalty(self.backend.gradient_scale)) is not None:
+            found.append(own)
         return torch.stack(found).sum() if found else None
 
     def on_step(self) -> None:

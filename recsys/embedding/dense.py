@@ -9,7 +9,8 @@ from typing import Any, Self
 from pydantic import Field
 from torch import Tensor
 
-from recsys.embedding.table import EmbeddingTable, Init, Reader, Store, TableSpec, Uniform, known_num_embeddings
+from recsys.embedding.store import Init, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec, known_num_embeddings
 
 
 class DenseTable(TableSpec):

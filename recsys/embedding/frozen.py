@@ -13,7 +13,8 @@ from torch import Tensor
 from features.spec import FeatureSchema
 from recsys.config import import_name
 from recsys.embedding.collection import STORES, EmbeddingCollection
-from recsys.embedding.table import EmbeddingTable, Store
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable
 
 TABLES = "tables."
 OURS = "recsys"

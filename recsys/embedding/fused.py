@@ -22,6 +22,7 @@ The only importer of fbgemm beside the sharded backend.
 Shapes: C accesses of an op in one step, d true width, e padded width.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -32,8 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys.embedding.optimizers import SGD, Adagrad, RowWiseAdagrad, TableOptimizer, padded_dim
-from recsys.embedding.stores import StoreBackend
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
+from recsys.embedding.stores import StoreBackend, check_finite
 
 try:
     with warnings.catch_warnings():
@@ -57,6 +58,8 @@ MAX_ROWS = 2**31 - 2
 
 class FusedStores(StoreBackend):
     """Stores in fbgemm's own memory, updated by its backward. ValueError for an optimizer that fbgemm lacks."""
+
+    checks_gradients = True
 
     def __init__(self, stores: Sequence[Store], optimizer: TableOptimizer, seed: int) -> None:
         super().__init__(stores)
@@ -92,6 +95,11 @@ class FusedStores(StoreBackend):
             raise ValueError(f"backend 'fused' keeps float32 on CPU or GPU, not {moved.dtype} on {moved.device}")
         self._ops = [op if op.device == moved.device else op.moved(moved.device) for op in self._ops]
         return self
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Of every op."""
+        for op in self._ops:
+            op.scale_learning_rate(factor)
 
     def training_bytes(self) -> int:
         """The padded stores."""
@@ -174,6 +182,11 @@ class _Op:
         vars(self).update(state)
         self._bind()
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """The updates of later calls have `factor` times the learning rate."""
+        settings = _fbgemm_settings(self._optimizer, self.dim)
+        self._op.set_learning_rate(settings["learning_rate"] * factor)
+
     def part(self, store: Store, tensor: Tensor) -> Tensor:
         """The rows of a store in a weight or state [rows, e] or [rows], a view without padding."""
         rows = tensor.narrow(0, self.starts[store.name], store.num_embeddings)
@@ -185,7 +198,8 @@ class _Op:
         flat = [self._shifted(store, wanted.flatten()) for store, wanted in asked]
         updates = {store: self.updates[store] for store in requests}
         rows = flat[0] if len(flat) == 1 else torch.cat(flat)
-        parts = self._vectors(rows, [len(part) for part in flat], updates)
+        sizes = [(store, len(part)) for (store, _), part in zip(asked, flat, strict=True)]
+        parts = self._vectors(rows, sizes, updates)
         found: dict[str, list[Tensor]] = {store: [] for store in requests}
         for (store, wanted), part in zip(asked, parts, strict=True):
             found[store].append(part.view(*wanted.shape, self.dim))
@@ -195,15 +209,18 @@ class _Op:
         start = self.starts[store]
         return rows + start if start else rows
 
-    def _vectors(self, rows: Tensor, sizes: list[int], updates: dict[str, int]) -> tuple[Tensor, ...]:
-        """Rows [C] of the table -> their vectors in parts [size, d]; updates: how many each store read has had."""
+    def _vectors(self, rows: Tensor, sizes: list[tuple[str, int]], updates: dict[str, int]) -> tuple[Tensor, ...]:
+        """Rows [C] of the table -> their vectors in parts [size, d]; updates: how many each store read has had.
+
+        sizes: of each part the store and how many.
+        """
         parts: tuple[Tensor, ...]
         if torch.is_grad_enabled() and len(rows):
             dealt = torch.cat([rows[feature::FEATURES] for feature in range(FEATURES)])
             out = self._op(dealt, self._bags(len(rows)))  # [ceil(C / 2), 2 e]
             parts = _Accesses.apply(out, self, sizes, updates)  # type: ignore[no-untyped-call]
         else:
-            parts = F.embedding(rows, self.whole())[:, : self.dim].split(sizes)
+            parts = F.embedding(rows, self.whole())[:, : self.dim].split([size for _, size in sizes])
         return parts
 
     def _bags(self, count: int) -> Tensor:
@@ -219,11 +236,14 @@ class _Accesses(torch.autograd.Function):
     """The op's output [ceil(C / 2), 2 e] -> parts [size, d]; its backward, before the op's, joins their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, op: _Op, sizes: list[int], updates: dict[str, int]) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, out: Tensor, op: _Op, sizes: list[tuple[str, int]], updates: dict[str, int]
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.op, ctx.sizes, ctx.shape, ctx.updates = op, sizes, out.shape, updates
         rows = out.view(-1, out.shape[1] // FEATURES)
-        parts: tuple[Tensor, ...] = rows[: sum(sizes), : op.dim].split(sizes)
+        counts = [size for _, size in sizes]
+        parts: tuple[Tensor, ...] = rows[: sum(counts), : op.dim].split(counts)
         return parts
 
     @staticmethod
@@ -240,10 +260,14 @@ class _Accesses(torch.autograd.Function):
         rows = whole.view(-1, whole.shape[1] // FEATURES)
         rows[:, op.dim :] = 0
         start = 0
-        for size, grad in zip(ctx.sizes, grads, strict=True):
+        for (_, size), grad in zip(ctx.sizes, grads, strict=True):
             rows[start : start + size, : op.dim] = 0 if grad is None else grad
             start += size
         rows[start:] = 0
+        if not math.isfinite(float(whole.sum())):  # of all at once, as they lie: far cheaper than of each part
+            for (store, _), grad in zip(ctx.sizes, grads, strict=True):
+                if grad is not None:
+                    check_finite(store, grad)
         return whole, None, None, None
 
 
@@ -257,7 +281,7 @@ def _location(num_bytes: int, device: torch.device) -> tuple[EmbeddingLocation, 
     return EmbeddingLocation.MANAGED_CACHING, room / num_bytes
 
 
-def _fbgemm_settings(optimizer: TableOptimizer, embedding_dim: int) -> dict[str, object]:
+def _fbgemm_settings(optimizer: TableOptimizer, embedding_dim: int) -> dict[str, Any]:
     """With which fbgemm, on padded rows, runs the same rule."""
     if isinstance(optimizer, SGD):
         return {"optimizer": OptimType.EXACT_SGD, "learning_rate": optimizer.lr}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from features.hashes import hash64
 from features.spec import FeatureSchema, FeatureSpec
-from recsys.embedding.table import EmbeddingTable, Reader, Store, TableSpec
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec
 
 
 class KnowsIds(Protocol):

@@ -10,7 +10,7 @@ Shapes: n rows of a store, d its width, g the gradient of a row.
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
 from math import sqrt
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -38,6 +38,10 @@ class TableOptimizer(Value, ABC):
     @abstractmethod
     def update(self, weight: Tensor, grad: Tensor, state: MutableMapping[str, Tensor]) -> None:
         """Write one step into weight [n, d] and state. grad [n, d] is sparse (rows may repeat) or dense."""
+
+    def scaled(self, factor: float) -> Self:
+        """The same rule with `factor` times the learning rate, 0 included: state moves, weights do not."""
+        return self if factor == 1.0 else self.model_copy(update={"lr": self.lr * factor})
 
 
 class SGD(TableOptimizer):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from recsys.embedding.table import BLOCK_ROWS, Store
+from recsys.embedding.store import BLOCK_ROWS, Store
 
 
 def device_of_ranks() -> torch.device:

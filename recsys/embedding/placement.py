@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from recsys.embedding.optimizers import SGD, Adagrad, TableOptimizer, padded_dim
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 AUTO, ROW_WISE, TABLE_WISE, COLUMN_WISE = "auto", "row_wise", "table_wise", "column_wise"
 TABLE_ROW_WISE = "table_row_wise"

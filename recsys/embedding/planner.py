@@ -35,7 +35,7 @@ from recsys.embedding.placement import (
     training_bytes,
 )
 from recsys.embedding.step_time import Cluster, Part, StepTime, step_time
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 MAX_RANKS = 1024  # as far as `changes` looks for a number of ranks
 

@@ -73,7 +73,7 @@ def read_rows(weights: Tensor, rows: Tensor, precision: Precision, embedding_dim
     if weights.dtype != torch.uint8:
         found = F.embedding(rows, weights)
         return found.float() if found.dtype == torch.float16 else found
-    if weights.device.type != "cpu":
+    if weights.device.type != "cpu" or torch.compiler.is_exporting():  # the packed ops have no symbolic form
         return dequantised(F.embedding(rows, weights), precision, embedding_dim)
     flat = rows.reshape(-1).contiguous()
     ends = torch.arange(len(flat) + 1, device=rows.device)

@@ -40,8 +40,8 @@ from torch.distributed.tensor import DTensor
 from recsys.embedding.optimizers import SGD, Adagrad, RowWiseAdagrad, TableOptimizer
 from recsys.embedding.parts import device_of_ranks, fill, fill_initial, spread, whole
 from recsys.embedding.placement import AUTO, ROW_WISE, Placement, exchange_groups, place, sharding_kinds
+from recsys.embedding.store import Store
 from recsys.embedding.stores import StoreBackend, flat_rows, split_vectors
-from recsys.embedding.table import Store
 
 try:
     with warnings.catch_warnings():
@@ -157,6 +157,11 @@ class ShardedStores(StoreBackend):
         for name, given in state.items():
             fill(name, own[name], given)
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """Of the parts that this rank holds; every rank is to ask for the same."""
+        for exchange in self._exchanges:
+            exchange.scale_learning_rate(factor)
+
     def training_bytes(self) -> int:
         """The padded rows that this rank holds."""
         return sum(held.nbytes for exchange in self._exchanges for held in exchange.weights.values())
@@ -199,6 +204,7 @@ class _Exchange(ABC):
         self._device = device_of_ranks()
         self._module = self._sharded(optimizer)
         self._updates = 0
+        self._groups = [(group, group["lr"]) for group in self._module.fused_optimizer.param_groups]
         weights = self._module.state_dict()
         states = self._module.fused_optimizer.state_dict()["state"]
         self.weights: dict[str, Tensor] = {}
@@ -231,6 +237,12 @@ class _Exchange(ABC):
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         planned = construct_module_sharding_plan(whole, plan, sharder, local_size, world_size, self._device.type)
         return sharder.shard(whole, planned, ShardingEnv.from_process_group(dist.group.WORLD), self._device)
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Its optimizers hand on to the kernels what stands in their groups when they are asked to step."""
+        for group, rate in self._groups:
+            group["lr"] = rate * factor
+        self._module.fused_optimizer.step()
 
     def width(self, store: Store) -> int:
         """Columns of torchrec's table: all blocks of columns, each with its padding."""

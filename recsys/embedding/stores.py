@@ -26,16 +26,18 @@ from torch.nn import functional as F
 
 from recsys.embedding.optimizers import TableOptimizer, zero_state
 from recsys.embedding.precision import read_rows
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 
 class StoreBackend(nn.Module, ABC):
     """Holds the stores, looks rows up, updates them in backward.
 
     gradient_scale: what the gradients at the vectors are too large by; W where a rank's loss is W times its share.
+    checks_gradients: whether its own backward calls `check_finite` before an update; else the collection does.
     """
 
     gradient_scale: float = 1.0
+    checks_gradients: bool = False
 
     def __init__(self, stores: Sequence[Store]) -> None:
         super().__init__()
@@ -63,6 +65,10 @@ class StoreBackend(nn.Module, ABC):
     @abstractmethod
     def training_bytes(self) -> int:
         """Bytes of the weights as they lie in memory while training, padding included; this rank's part."""
+
+    @abstractmethod
+    def scale_learning_rate(self, factor: float) -> None:
+        """From here on updates are made with `factor` times the optimizer's own learning rate."""
 
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer state, without padding."""
@@ -103,6 +109,7 @@ class PlainStores(StoreBackend):
         """weights: store name -> [n, d], used without a copy; served ones may be packed, and then do not train."""
         super().__init__(stores)
         self.optimizer = optimizer
+        self._scale = 1.0
         self._weights = {
             name: nn.Parameter(weights[name], requires_grad=weights[name].dtype == torch.float32)
             for name in self.stores
@@ -138,6 +145,10 @@ class PlainStores(StoreBackend):
         """The stores themselves: nothing is padded."""
         return sum(weight.nbytes for weight in self._weights.values())
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """Of the optimizer; without one the caller's own is unaffected."""
+        self._scale = factor
+
     def _hook_updates(self) -> None:
         for name, weight in self._weights.items():
             weight.register_post_accumulate_grad_hook(lambda found, store=name: self._update(store, found))
@@ -145,7 +156,7 @@ class PlainStores(StoreBackend):
     def _update(self, store: str, weight: Tensor) -> None:
         if self.optimizer is not None and weight.grad is not None:
             with torch.no_grad():
-                self.optimizer.update(weight, weight.grad, self._state[store])
+                self.optimizer.scaled(self._scale).update(weight, weight.grad, self._state[store])
             weight.grad = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "PlainStores":
@@ -191,15 +202,21 @@ class NonFiniteGradientError(ValueError):
     """A gradient that is NaN or infinite was about to reach a store; raised within `backward()`, before its update."""
 
 
-def watched(store: str, vectors: list[Tensor], max_norm: float | None) -> list[Tensor]:
+def check_finite(store: str, grad: Tensor) -> None:
+    """Raise NonFiniteGradientError naming the store if the gradient, of any shape, holds NaN or infinity."""
+    if not math.isfinite(float(grad.sum())):
+        raise NonFiniteGradientError(f"the gradient of store {store!r} is not finite")
+
+
+def watched(store: str, vectors: list[Tensor], max_norm: float | None, check: bool) -> list[Tensor]:
     """The vectors, whose gradients are checked, and clipped row by row to max_norm, before they reach the store."""
 
     def watch(grad: Tensor) -> Tensor | None:
-        if not math.isfinite(float(grad.sum())):
-            raise NonFiniteGradientError(f"the gradient of store {store!r} is not finite")
+        if check:
+            check_finite(store, grad)
         return None if max_norm is None else grad * (max_norm / grad.norm(dim=-1, keepdim=True)).clamp(max=1.0)
 
     for found in vectors:
-        if found.requires_grad:
+        if found.requires_grad and (check or max_norm is not None):
             found.register_hook(watch)
     return vectors

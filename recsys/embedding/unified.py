@@ -26,15 +26,8 @@ from torch import Tensor
 from features.hashes import hash64, mix64
 from recsys.embedding.budget import Budget, budget_bytes
 from recsys.embedding.precision import row_bytes
-from recsys.embedding.table import (
-    EmbeddingTable,
-    Init,
-    Reader,
-    Store,
-    TableSpec,
-    Uniform,
-    known_num_embeddings,
-)
+from recsys.embedding.store import Init, Store, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec, known_num_embeddings
 
 SALT_BYTES = 8
 

@@ -34,12 +34,16 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A metric of models A and B on the same users, and the interval of A - B."""
+    """A metric of models A and B on the same users, and the interval of A - B.
+
+    rela_impr: of an AUC or GAUC, (A - .5) / (B - .5) - 1 with its interval; None where B is not above chance.
+    """
 
     metric: str
     a: float
     b: float
     difference: Interval
+    rela_impr: Interval | None = None
 
     @property
     def above(self) -> bool:
@@ -101,7 +105,7 @@ def resampled_means(
 
     clusters [N] int64: the user of each row (None: each row is its own). weights [N]: the means are weighted.
     """
-    weight = torch.ones(len(values), dtype=torch.float64) if weights is None else weights.double()
+    weight = _row_weights(weights, len(values))
     cluster, num_clusters = _numbered(clusters, len(values))
     columns = torch.cat([values.double() * weight[:, None], weight[:, None]], dim=1)
     sums = torch.zeros(num_clusters, columns.shape[1], dtype=torch.float64).index_add(0, cluster, columns)
@@ -118,7 +122,7 @@ def resampled_aucs(
     Rows are sorted once; a draw costs one pass over them. Raises ValueError when a draw has rows of one class alone.
     """
     cluster, num_clusters = _numbered(clusters, len(labels))
-    weight = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights.double()
+    weight = _row_weights(weights, len(labels))
     sorted_columns = [_SortedRows.of(labels, column, cluster, weight) for column in scores.unbind(1)]
     rows = [
         torch.stack([column.auc(count) for column in sorted_columns])
@@ -132,16 +136,52 @@ def resampled_aucs(
     return samples
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A metric of several columns (models and their training seeds): values [S], samples [R, S] on the same draws."""
+
+    values: Tensor
+    samples: Tensor
+
+    @staticmethod
+    def means(
+        columns: Tensor, draws: Draws, *, clusters: Tensor | None = None, weights: Tensor | None = None
+    ) -> "Sampled":
+        """Of the means of columns [N, S]; see `resampled_means`."""
+        weight = _row_weights(weights, len(columns))
+        values = (columns.double() * weight[:, None]).sum(0) / weight.sum()
+        return Sampled(values, resampled_means(columns, draws, clusters=clusters, weights=weights))
+
+    @staticmethod
+    def aucs(
+        labels: Tensor, columns: Tensor, draws: Draws, *, clusters: Tensor | None = None, weights: Tensor | None = None
+    ) -> "Sampled":
+        """Of the AUCs of columns [N, S] of scores; see `resampled_aucs`."""
+        weight = _row_weights(weights, len(labels))
+        cluster, num_clusters = _numbered(clusters, len(labels))
+        once = torch.ones(num_clusters, dtype=torch.float64)
+        values = [_SortedRows.of(labels, column, cluster, weight).auc(once) for column in columns.unbind(1)]
+        return Sampled(torch.stack(values), resampled_aucs(labels, columns, draws, clusters=clusters, weights=weights))
+
+    def compared(self, metric: str, a: slice, b: slice, draws: Draws) -> Comparison:
+        """The columns of A (its training seeds) against those of B."""
+        mine, other = float(self.values[a].mean()), float(self.values[b].mean())
+        above, below = draws.over_seeds(self.samples[:, a], 0), draws.over_seeds(self.samples[:, b], 1)
+        rela_impr = None
+        if metric.partition("[")[0] in ("auc", "gauc") and other > 0.5 and bool((below > 0.5).all()):
+            relative = (above - 0.5) / (below - 0.5) - 1
+            rela_impr = draws.interval((mine - 0.5) / (other - 0.5) - 1, relative)
+        difference = draws.interval(mine - other, above - below)
+        return Comparison(metric=metric, a=mine, b=other, difference=difference, rela_impr=rela_impr)
+
+
 def compare_means(
     metric: str, a: Sequence[Tensor], b: Sequence[Tensor], draws: Draws, *, clusters: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> Comparison:  # fmt: skip
     """Whether the mean of A's values [N] is above that of B's; one tensor for each training seed of a model."""
-    columns = _columns(metric, a, b)
-    samples = resampled_means(columns, draws, clusters=clusters, weights=weights)
-    weight = torch.ones(len(columns), dtype=torch.float64) if weights is None else weights.double()
-    values = (columns * weight[:, None]).sum(0) / weight.sum()
-    return _compared(metric, values, samples, len(a), draws)
+    sampled = Sampled.means(_columns(metric, a, b), draws, clusters=clusters, weights=weights)
+    return sampled.compared(metric, slice(0, len(a)), slice(len(a), None), draws)
 
 
 def compare_aucs(
@@ -149,19 +189,8 @@ def compare_aucs(
     weights: Tensor | None = None,
 ) -> Comparison:  # fmt: skip
     """Whether the AUC of A's scores [N] is above that of B's; one tensor for each training seed of a model."""
-    columns = _columns("auc", a, b)
-    cluster, num_clusters = _numbered(clusters, len(labels))
-    samples = resampled_aucs(labels, columns, draws, clusters=clusters, weights=weights)
-    weight = torch.ones(len(labels), dtype=torch.float64) if weights is None else weights.double()
-    once = torch.ones(num_clusters, dtype=torch.float64)
-    values = torch.stack([_SortedRows.of(labels, column, cluster, weight).auc(once) for column in columns.unbind(1)])
-    return _compared("auc", values, samples, len(a), draws)
-
-
-def _compared(metric: str, values: Tensor, samples: Tensor, num_a: int, draws: Draws) -> Comparison:
-    a, b = float(values[:num_a].mean()), float(values[num_a:].mean())
-    differences = draws.over_seeds(samples[:, :num_a], 0) - draws.over_seeds(samples[:, num_a:], 1)
-    return Comparison(metric=metric, a=a, b=b, difference=draws.interval(a - b, differences))
+    sampled = Sampled.aucs(labels, _columns("auc", a, b), draws, clusters=clusters, weights=weights)
+    return sampled.compared("auc", slice(0, len(a)), slice(len(a), None), draws)
 
 
 def _columns(metric: str, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -169,6 +198,10 @@ def _columns(metric: str, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         lengths = f"{[len(column) for column in a]} against {[len(column) for column in b]}"
         raise ValueError(f"{metric}: models to compare need the same rows, got lengths {lengths}")
     return torch.stack([*a, *b], dim=1).double()
+
+
+def _row_weights(weights: Tensor | None, num_rows: int) -> Tensor:
+    return torch.ones(num_rows, dtype=torch.float64) if weights is None else weights.double()
 
 
 def _numbered(clusters: Tensor | None, num_rows: int) -> tuple[Tensor, int]:

@@ -1,14 +1,13 @@
 """One model, one split, one `Report`: metrics, how they were measured, counts, and the values per user or row.
 
-`evaluate_retrieval` ranks the whole catalogue for each user with held-out items, `evaluate_ranking` scores each row,
-and `compare` says whether one model is above another beyond the bootstrap interval. The metrics themselves are in
-`ranking.py` and `ctr.py`, the intervals in `bootstrap.py`.
+`evaluate_retrieval` ranks the whole catalogue for each user with held-out items, `evaluate_ranking` scores each row.
+The metrics themselves are in `ranking.py` and `ctr.py`; whether one report is above another says `compare.py`.
 
 Shapes: U users measured, N rows, n items.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from rich.table import Table
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from features import storage
 from features.batch import Batch, Jagged
 from recsys import distributed
-from recsys.evaluation.bootstrap import Comparison, Draws, compare_aucs, compare_means
-from recsys.evaluation.ctr import ScoredRows, logits_of, row_losses
+from recsys.evaluation.calibrators import Calibrator
+from recsys.evaluation.ctr import ScoredRows, logits_of
 from recsys.evaluation.ranking import RankingProtocol, rank_users
+from recsys.evaluation.row_files import GrowingColumns
 from recsys.models.interface import Ranker, Recommender
 from recsys.models.view import BatchLoader, DataView
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PROBABILITY = "probability"  # a label that is no label: the planted truth of a world
-CEILING = "ceiling_"
+CEILING, CALIBRATED, FEATURE = "ceiling_", "calibrated_", "feature "
+OF_CEILING = ("auc", "gauc", "logloss", "normalized_entropy", "pr_auc")
+OF_CALIBRATION = ("auc", "logloss", "normalized_entropy", "calibration", "calibration_error")
+BATCHES_AT_ONCE = 16  # between two times that ranks exchange rows
 WORDS = ("model", "split", "protocol", "config_hash")
 
 
@@ -80,7 +83,8 @@ class Report:
         folder = Path(folder)
         if self.arrays:
             arrays = {name: array.contiguous() for name, array in self.arrays.items()}
-            storage.write_bytes(folder / "arrays.safetensors", save(arrays))
+            with storage.file_aside(folder / "arrays.safetensors") as aside:
+                save_file(arrays, aside)
         storage.write_text(folder / "report.json", self.to_json() + "\n")
 
     @staticmethod
@@ -158,133 +162,161 @@ def evaluate_retrieval(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """What is measured of scored rows beside the metrics, and where.
+
+    kept: `id` and `dense` features whose values go into the report, for `calibration_by`. calibrator: the labels that
+    it has a curve for are measured once more, as "calibrated_logloss" and so on; the report's logits stay the model's.
+    scratch: the folder for the columns and sorted runs of many rows (default: the system's for temporary files).
+    """
+
+    kept: Sequence[str] = ()
+    calibrator: Calibrator | None = None
+    scratch: Path | None = None
+
+
 def evaluate_ranking(
-    ranker: Ranker, loader: BatchLoader, *, split: str, config_hash: str = "", name: str = "", cluster: str = ""
+    ranker: Ranker,
+    loader: BatchLoader,
+    *,
+    split: str,
+    config_hash: str = "",
+    name: str = "",
+    cluster: str = "",
+    settings: RowSettings | None = None,
+    shown: Callable[[Batch], Batch] | None = None,
 ) -> Report:
     """Score every row of the loader; metrics of the first label, and "name[label]" of each further one.
 
     cluster: the `id` feature whose rows belong together when confidence is estimated (default: the schema's user, else
     the batch's group). A planted probability is scored too, as "ceiling_auc" and so on: no model can do better.
-    The ranks of a distributed run each score the rows of their loader, and all return the report of all rows.
+    shown: what the ranker is given of a batch (default: the batch); all else is measured on the batch itself.
+    The ranks of a distributed run each score the rows of their loader, and all return the report of all rows. Memory is
+    bounded by batches, not by the loader's rows: columns of many rows are files, 28 bytes a row and more with several
+    labels.
     """
-    columns = _Columns(cluster or ranker.schema.user)
+    settings = settings or RowSettings()
+    columns = _Columns(cluster or ranker.schema.user, settings)
     with _evaluating(ranker):
         for batch, _ in loader.epoch(0):
-            columns.add(batch, ranker.logits(batch).reshape(len(batch), len(ranker.labels)), ranker.labels)
+            given = batch if shown is None else shown(batch)
+            columns.add(batch, ranker.logits(given).reshape(len(batch), len(ranker.labels)), ranker.labels)
     found = columns.gathered()
     main, *others = ranker.labels
-    rows = _rows(found, main)
-    metrics = _metrics(rows, main, split)
+    metrics, groups = _measured(found, main, split, settings.scratch)
     for label in others:
-        of_label = _metrics(_rows(found, label), label, split)
+        of_label, _ = _measured(found, label, split, settings.scratch)
         metrics |= {f"{metric}[{label}]": value for metric, value in of_label.items()}
     if PROBABILITY in found:
-        ceiling = _rows(found | {f"logits {main}": logits_of(found[PROBABILITY])}, main)
-        metrics |= {f"{CEILING}{metric}": value for metric, value in ceiling.metrics().items()}
-    counts = {"rows": len(rows), "positives": int(rows.labels.sum())}
+        best, _ = _measured(found, main, split, settings.scratch, logits=PROBABILITY)
+        metrics |= _named(CEILING, {name: best[name] for name in OF_CEILING if name in best})
+    rows = _rows(found, main, f"logit {main}")
+    further = {f"{column}s[{label}]": found[f"{column} {label}"] for label in others for column in ("label", "logit")}
     return Report(
-        model=name or type(ranker).__name__, split=split, metrics=metrics, counts=counts, config_hash=config_hash,
-        protocol=f"every row scored, label {main!r}; rows of weight 0 left out", arrays=rows.columns(),
+        model=name or type(ranker).__name__, split=split, metrics=metrics, config_hash=config_hash,
+        counts={"rows": len(rows), "positives": int(rows.labels.sum(dtype=torch.float64))} | groups,
+        protocol=f"every row scored, label {main!r}; rows of weight 0 left out",
+        arrays=rows.columns() | further | {name: found[name] for name in found if name.startswith(FEATURE)},
     )  # fmt: skip
 
 
-def check_metric(metric: str, model: Recommender | Ranker, ks: Sequence[int]) -> None:
+def scored_rows(report: Report, label: str = "") -> ScoredRows:
+    """The rows of a report of ranking, of its first label or of a further one. Raises ValueError when it has none."""
+    key = f"[{label}]" if f"logits[{label}]" in report.arrays else ""
+    if f"logits{key}" not in report.arrays:
+        raise ValueError(f"a report of {report.model} on {report.split} holds no rows: it was made without arrays")
+    shared = {name: report.arrays.get(name) for name in ("weights", "group", "clusters")}
+    return ScoredRows(labels=report.arrays[f"labels{key}"], logits=report.arrays[f"logits{key}"], **shared)
+
+
+def check_metric(metric: str, model: Recommender | Ranker, ks: Sequence[int], negative_rate: float = 1.0) -> None:
     """Raise ValueError unless evaluating the model gives this metric, and it says which of two epochs is better.
 
-    ks: the list lengths of a recommender's metrics.
+    ks: the list lengths of a recommender's metrics. negative_rate: the share of negatives that a ranker trains on;
+    below 1 its logits are log(1 / rate) too high for the held-out rows, so that no loss on these can choose.
     """
     if isinstance(model, Ranker):
-        names = ("auc", "logloss", "normalized_entropy", *(("gauc",) if model.schema.group else ()))
+        of_odds = () if negative_rate < 1 else ("logloss", "normalized_entropy")
+        names = ("auc", *of_odds, "pr_auc", *(("gauc",) if model.schema.group else ()))
         known = [*names, *(f"{name}[{label}]" for label in model.labels[1:] for name in names)]
     else:
         known = [f"{name}@{k}" for name in RankingProtocol().metrics for k in ks]
     if metric not in known:
-        raise ValueError(f"training.metric is {metric!r}, accepted is one of {', '.join(known)}")
-
-
-def compare(a: Report | Sequence[Report], b: Report | Sequence[Report], metric: str, draws: Draws) -> Comparison:
-    """Whether model A is above model B in a metric beyond the interval: `compare(...).above`.
-
-    Paired by user or row, clustered by user; several reports of a model are its training seeds. Metrics of retrieval
-    are those in both reports; of ranking "auc" and "logloss" (where above means worse).
-    Raises ValueError when the reports are not of the same users or rows, or do not hold the metric.
-    """
-    first, second = ([part] if isinstance(part, Report) else list(part) for part in (a, b))
-    key = "users" if "users" in first[0].arrays else "labels"
-    for report in (*first, *second):
-        _check_comparable(report, first[0], key)
-    if key == "users":
-        return compare_means(metric, _arrays(first, metric), _arrays(second, metric), draws)
-    labels, clusters = first[0].arrays["labels"], first[0].arrays.get("clusters")
-    weights = first[0].arrays.get("weights")
-    mine, other = _arrays(first, "logits"), _arrays(second, "logits")
-    if metric == "auc":
-        return compare_aucs(labels, mine, other, draws, clusters=clusters, weights=weights)
-    if metric != "logloss":
-        raise ValueError(f"reports of ranking are compared by 'auc' or 'logloss', not by {metric!r}")
-    losses, others = ([row_losses(labels, logits) for logits in columns] for columns in (mine, other))
-    return compare_means(metric, losses, others, draws, clusters=clusters, weights=weights)
-
-
-def _check_comparable(report: Report, first: Report, key: str) -> None:
-    mine, other = report.arrays.get(key), first.arrays.get(key)
-    if mine is None or other is None:
-        raise ValueError(f"a report of {report.model} on {report.split} holds no {key}: it was made without arrays")
-    if not torch.equal(mine, other):
-        raise ValueError(f"reports of {first.model} and {report.model} are not of the same {key}: no pairs")
-
-
-def _arrays(reports: Sequence[Report], name: str) -> list[Tensor]:
-    for report in reports:
-        if name not in report.arrays:
-            known = sorted(set(report.arrays) - {"users"})
-            raise ValueError(f"the report of {report.model} has no values of {name!r}; it has {known}")
-    return [report.arrays[name] for report in reports]
+        thinned = " with data.downsample" if negative_rate < 1 else ""
+        raise ValueError(f"training.metric is {metric!r}, accepted is one of {', '.join(known)}{thinned}")
 
 
 class _Columns:
-    """Collects what the metrics need of each batch: a few numbers a row, not the features."""
+    """Collects what the metrics need of each batch, over all ranks: a few numbers a row, not the features."""
 
-    def __init__(self, cluster: str) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: str, settings: RowSettings) -> None:
+        self.cluster, self.kept, self.calibrator = cluster, settings.kept, settings.calibrator
         self.parts: dict[str, list[Tensor]] = {}
+        self.num_batches = 0
+        self.rows = GrowingColumns(scratch=settings.scratch)
 
     def add(self, batch: Batch, logits: Tensor, labels: Sequence[str]) -> None:
-        """Logits [B, T], one column for each of the labels."""
-        columns = {f"logits {name}": logits[:, number].float() for number, name in enumerate(labels)}
-        columns |= {f"label {name}": batch.labels[name] for name in labels}
+        """Logits [B, T], one column for each of the labels; every rank adds as many batches."""
+        columns = {f"label {name}": batch.labels[name] for name in labels}
+        for number, name in enumerate(labels):
+            columns[f"logit {name}"] = logits[:, number].float()
+            if self.calibrator is not None and name in self.calibrator.curves:
+                columns[f"{CALIBRATED}{name}"] = self.calibrator.logits(logits[:, number], name).float()
+        columns |= {f"{FEATURE}{name}": batch.ids(name) for name in self.kept}
+        if PROBABILITY in batch.labels:
+            columns[PROBABILITY] = logits_of(batch.labels[PROBABILITY])
         optional = {"weights": batch.weights, "group": batch.group, "row_ids": batch.row_ids}
-        optional |= {PROBABILITY: batch.labels.get(PROBABILITY), "clusters": self._clusters(batch)}
+        optional |= {"clusters": self._clusters(batch)}
         columns |= {name: column for name, column in optional.items() if column is not None}
-        kept = batch.row_weights() > 0  # a rank without rows takes part with a copy of weight 0
+        counted = batch.row_weights() > 0  # a rank without rows takes part with a copy of weight 0
         for name, column in columns.items():
-            self.parts.setdefault(name, []).append(column[kept].cpu())
+            self.parts.setdefault(name, []).append(column[counted].cpu())
+        self.num_batches += 1
+        if self.num_batches % BATCHES_AT_ONCE == 0:
+            self._gather()
 
     def _clusters(self, batch: Batch) -> Tensor | None:
         return batch.ids(self.cluster) if self.cluster in batch.features else batch.group
 
+    def _gather(self) -> None:
+        """Move the rows of all ranks since the last time to where they stay."""
+        columns = {name: torch.cat(parts) for name, parts in self.parts.items()}
+        self.parts = {}
+        row_ids = columns.pop("row_ids", None)
+        self.rows.add({name: distributed.gather_rows(column, row_ids) for name, column in columns.items()})
+
     def gathered(self) -> dict[str, Tensor]:
         """The rows of all ranks."""
-        columns = {name: torch.cat(parts) for name, parts in self.parts.items()}
-        row_ids = columns.pop("row_ids", None)
-        rows = {name: distributed.gather_rows(column, row_ids) for name, column in columns.items()}
-        if not any(len(column) for column in rows.values()):
+        self._gather()
+        if not self.rows.num_rows:
             raise ValueError("the loader gave no rows to score")
-        return rows
+        return self.rows.finished()
 
 
-def _rows(columns: Mapping[str, Tensor], label: str) -> ScoredRows:
+def _rows(columns: Mapping[str, Tensor], label: str, logits: str) -> ScoredRows:
     return ScoredRows(
-        labels=columns[f"label {label}"], logits=columns[f"logits {label}"], weights=columns.get("weights"),
+        labels=columns[f"label {label}"], logits=columns[logits], weights=columns.get("weights"),
         group=columns.get("group"), clusters=columns.get("clusters"),
     )  # fmt: skip
 
 
-def _metrics(rows: ScoredRows, label: str, split: str) -> dict[str, float]:
+def _measured(
+    columns: Mapping[str, Tensor], label: str, split: str, scratch: Path | None, logits: str = ""
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Metrics and counts of a label by some column of logits (default: the model's, then the calibrated ones)."""
     try:
-        return rows.metrics()
+        metrics, counts = _rows(columns, label, logits or f"logit {label}").measured(scratch=scratch)
+        if not logits and f"{CALIBRATED}{label}" in columns:
+            again, _ = _rows(columns, label, f"{CALIBRATED}{label}").measured(scratch=scratch)
+            metrics |= _named(CALIBRATED, {name: again[name] for name in OF_CALIBRATION})
     except ValueError as error:
         raise ValueError(f"split {split!r}, label {label!r}: {error}") from None
+    return metrics, counts
+
+
+def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in metrics.items()}
 
 
 @contextmanager

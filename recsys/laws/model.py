@@ -19,7 +19,7 @@ from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import Adam
 from recsys.laws.checkerboard import INPUTS, NUM_USERS, Checkerboard, held_out_item
-from recsys.models import Model, make_model, model_class
+from recsys.models import Model, make_model, model_class, table_encoder
 from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Retriever
 from recsys.phases import Phase, Step, Until
 
@@ -53,9 +53,11 @@ class Case:
         section = ModelConfig(name=self.name, options=self.options)
         if issubclass(model_class(self.name), ClosedForm):
             return make_model(section)
-        tables = {"ids": DenseTable(embedding_dim=self.embedding_dim)}
+        read = table_encoder(section, world.encoder)
+        names = dict.fromkeys(spec.table for spec in read.schema.inputs if spec.table is not None)
+        tables = {name: DenseTable(embedding_dim=self.embedding_dim) for name in names}
         optimizer = Adam(lr=LEARNING_RATE)
-        collection = EmbeddingCollection(world.encoder, tables, backend="plain", optimizer=optimizer, seed=seed)
+        collection = EmbeddingCollection(read, tables, backend="plain", optimizer=optimizer, seed=seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return make_model(section, world.encoder, collection)
@@ -84,6 +86,13 @@ CASES: Mapping[str, Case] = {
         Case(name="mf", options={"num_negatives": 8}, inputs=("user", "item")),
         Case(name="twotower", options={"layers": (16, 8)}),
         Case(name="dcn", options={"hidden": (16,)}),
+        Case(name="deepfm", options={"hidden": (16,)}),
+        Case(name="shared_bottom", options={"hidden": (16,), "tower": (8,)}),
+        Case(name="mmoe", options={"num_experts": 2, "hidden": (16,), "tower": (8,)}),
+        Case(name="base", options={"hidden": (16,)}),
+        Case(name="din", options={"hidden": (16,), "attention_hidden": (8,)}),
+        Case(name="twin", options={"hidden": (16,), "auxiliary_hidden": (8,), "projections": True}),
+        Case(name="dare", options={"hidden": (16,), "auxiliary_hidden": (8,)}),
         Case(name="lr", embedding_dim=1, interacts=False),
     )
 }

@@ -9,12 +9,19 @@ from features.encoder import Encoder
 from features.values import Value
 from recsys.config import ModelConfig, import_name, parse_options
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.models.dare import DARE
 from recsys.models.dcn import DCN
+from recsys.models.deepfm import DeepFM
+from recsys.models.din import DIN
 from recsys.models.interface import ClosedForm, Ranker, Retriever
 from recsys.models.logistic import LogisticRegression
 from recsys.models.mf import MatrixFactorization
+from recsys.models.multitask import MMoE, SharedBottom
 from recsys.models.neighbours import P3, ItemKNN
+from recsys.models.options import ModelOptions
 from recsys.models.popularity import Popularity
+from recsys.models.sum_pooling import BaseModel
+from recsys.models.twin import TWIN
 from recsys.models.twotower import TwoTower
 
 Model = Ranker | Retriever | ClosedForm
@@ -26,6 +33,13 @@ MODELS: dict[str, type[Model]] = {
     "mf": MatrixFactorization,
     "twotower": TwoTower,
     "dcn": DCN,
+    "deepfm": DeepFM,
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+    "base": BaseModel,
+    "din": DIN,
+    "twin": TWIN,
+    "dare": DARE,
     "lr": LogisticRegression,
 }
 
@@ -46,6 +60,16 @@ def model_options(section: ModelConfig, allowed: Sequence[str] | None = None) ->
     """The validated settings of a `[model]` section; ConfigError names an unknown key and the nearest valid one."""
     config: type[Value] = model_class(section.name, allowed).Config
     return parse_options(config, section.options, where=f"model {section.name!r}")
+
+
+def table_encoder(section: ModelConfig, encoder: Encoder, allowed: Sequence[str] | None = None) -> Encoder:
+    """The encoder that the tables of a `[model]` section's model are built from (`EmbeddingModel.table_schema`)."""
+    model = model_class(section.name, allowed)
+    if issubclass(model, ClosedForm):
+        return encoder
+    options = model_options(section, allowed)
+    assert isinstance(options, ModelOptions)
+    return encoder.with_schema(model.table_schema(encoder.schema, options))
 
 
 def make_model(

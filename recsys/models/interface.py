@@ -23,12 +23,14 @@ from features.encoder import Encoder
 from features.spec import FeatureSchema, FeatureSpec
 from features.values import Value
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.embedding.precision import Precision
 from recsys.models.options import ModelOptions, RankerOptions, RetrieverOptions
 from recsys.models.retrieval_loss import Gather, RetrievalLoss, own_rows, part, scores_of
 from recsys.models.view import DataView
 from recsys.phases import Phase, Step, Until
 
 Vectors = Mapping[str, Tensor | Jagged]
+EVENTS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +51,27 @@ class PhaseSettings:
     gather: Gather = own_rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class EventKeys:
+    """vectors: [N, W], of N events. precision: of the tables that they were read from, float32 where those differ."""
+
+    vectors: Tensor
+    precision: Precision
+
+
 class EmbeddingModel(nn.Module):
     """What rankers and retrievers share: a schema's inputs, read through one collection."""
 
     Config: ClassVar[type[ModelOptions]] = ModelOptions
+
+    @classmethod
+    def table_schema(cls, schema: FeatureSchema, config: ModelOptions) -> FeatureSchema:
+        """The schema that the model's tables are built from: the data's, unless a subclass adds features to it.
+
+        A model that reads one feature through several tables adds copies of it under other names, in other tables; it
+        gives the collection their ids itself. `collection.schema` is then this one, `schema` stays the data's.
+        """
+        return schema
 
     def __init__(self, encoder: Encoder, collection: EmbeddingCollection, config: ModelOptions) -> None:
         super().__init__()
@@ -85,6 +104,7 @@ class Ranker(EmbeddingModel, ABC):
         super().__init__(encoder, collection, config)
         self.inputs = chosen_inputs(self.schema, config.features)
         self.labels = _chosen_labels(self.schema, config.labels)
+        self._loss_weights = _loss_weights(self.labels, config)
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
@@ -95,14 +115,26 @@ class Ranker(EmbeddingModel, ABC):
         return self.logits(batch)
 
     def row_losses(self, batch: Batch, step: Step) -> Tensor:
-        """Binary cross-entropy of each row, summed over the labels, [B]."""
+        """The loss of each row, [B]."""
+        return self.losses(self.logits(batch), batch)
+
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Binary cross-entropy of each row of logits, summed over the labels, [B], with the weights of the options.
+
+        A positive_weight w makes w times the true odds the best answer. So the loss is taken at logit + log w, and the
+        logit itself, which is what is served, aims at the true odds: the weight moves attention, not calibration.
+        """
         missing = [name for name in self.labels if name not in batch.labels]
         if missing:
             raise ValueError(f"the batch has no label {missing[0]!r}; it has {sorted(batch.labels)}")
         targets = torch.stack([batch.labels[name] for name in self.labels], dim=1)  # [B, T]
         self._check_targets(targets)
-        logits = self.logits(batch).reshape(targets.shape)
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+        logits = logits.float().reshape(targets.shape)  # under autocast a loss is still of float32
+        weights = self._loss_weights.to(logits)  # [2, T]
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            logits + weights[0].log(), targets, reduction="none", pos_weight=weights[0]
+        )
+        return (losses * weights[1]).sum(1)
 
     def _check_targets(self, targets: Tensor) -> None:
         outside = ((targets < 0) | (targets > 1)).nonzero()
@@ -116,6 +148,32 @@ class Ranker(EmbeddingModel, ABC):
     def phases(self, data: DataView, settings: PhaseSettings) -> list[Phase]:
         """One phase, "train": all rows of `data`, shuffled, with `row_losses`."""
         return [_train_phase(self.row_losses, data, settings, self.optimizers(settings))]
+
+    # --- many candidates for one history ---
+
+    def candidate_logits(self, rows: Batch, history: Batch, keys: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`logits` of rows that share one history, [C] or [C, T]: what does not depend on the row may be done once.
+
+        rows: C candidates, with every input but the sequences. history: the sequences, one row. keys: the `event_keys`
+        [L, W] of its events that are at hand, by sequence group.
+        A model without a way of its own gets the history beside every row, some 2^18 events at a time.
+        """
+        length = max(
+            (len(column.values) for column in history.features.values() if isinstance(column, Jagged)), default=0
+        )
+        logits = []
+        for chunk in torch.arange(len(rows), device=self.device).split(max(1, EVENTS_AT_ONCE // max(1, length))):
+            repeated = history.select(torch.zeros_like(chunk))
+            logits.append(self.logits(Batch(features={**rows.select(chunk).features, **repeated.features})))
+        return torch.cat(logits)
+
+    def event_keys(self, events: Batch) -> dict[str, "EventKeys"]:
+        """What `candidate_logits` makes of each event's item alone, by sequence group; none for most models.
+
+        events: sequences of item features, one row. Since it does not depend on who had the event, it can be kept for
+        every item of a catalogue (`CatalogueKeys`).
+        """
+        return {}
 
     def vectors(self, batch: Batch) -> Vectors:
         """The looked-up vectors of this model's inputs, in one collection call."""
@@ -292,3 +350,14 @@ def _chosen_labels(schema: FeatureSchema, names: Sequence[str]) -> tuple[str, ..
         if name not in known:
             raise ValueError(f"schema {schema.name!r} has no label {name!r}; it has {known}")
     return tuple(names) or (known[0],)
+
+
+def _loss_weights(labels: Sequence[str], config: RankerOptions) -> Tensor:
+    """The weight of each label's positives, then of each label, [2, T]; ValueError for one of another label."""
+    positive = config.positive_weight
+    by_label = positive if isinstance(positive, Mapping) else dict.fromkeys(labels, positive)
+    for key, weights in (("positive_weight", by_label), ("label_weights", config.label_weights)):
+        for name in weights:
+            if name not in labels:
+                raise ValueError(f"{key} names label {name!r}, this model predicts {list(labels)}")
+    return torch.tensor([[by_label.get(name, 1.0), config.label_weights.get(name, 1.0)] for name in labels]).T

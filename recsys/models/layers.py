@@ -7,7 +7,7 @@ Shapes: B rows, W input width, H widths of hidden layers.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,28 @@ from torch import Tensor, nn
 from features.batch import Batch, Jagged
 from features.spec import FeatureSpec
 from recsys.embedding.collection import EmbeddingCollection
+from recsys.models.activations import ACTIVATIONS, Activation, activated
+from recsys.models.normalisation import BatchNorm, RowDropout
 
-Activation = Literal["relu", "silu"]
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+@dataclass(frozen=True, kw_only=True)
+class Regular:
+    """What follows each hidden layer: BatchNorm before its activation, dropout of this rate after it.
+
+    name: what tells the masks of these layers from those of others in the model.
+    """
+
+    batch_norm: bool = False
+    dropout: float = 0.0
+    name: str = "mlp"
+
+    def before_activation(self, width: int) -> list[nn.Module]:
+        """The BatchNorm, if there is one."""
+        return [BatchNorm(width)] if self.batch_norm else []
+
+    def after_activation(self, layer: int) -> list[nn.Module]:
+        """The dropout of a layer, if there is one."""
+        return [RowDropout(self.dropout, f"{self.name}.{layer}")] if self.dropout else []
 
 
 class MLP(nn.Sequential):
@@ -26,16 +45,39 @@ class MLP(nn.Sequential):
     [B, W] -> [B, last width]; no widths: the identity.
     activation: at the kink of "relu" a rounding decides whether a row counts in a gradient, so that after some hundred
     steps the same training summed in another order (in a GPU, over ranks) is another one; with "silu" it stays equal.
+    regular: BatchNorm and dropout of every layer that has an activation; none of either without it.
     """
 
     def __init__(
-        self, width: int, widths: Sequence[int], last_linear: bool = False, activation: Activation = "relu"
+        self,
+        width: int,
+        widths: Sequence[int],
+        last_linear: bool = False,
+        activation: Activation = "relu",
+        regular: Regular = Regular(),  # frozen
     ) -> None:
         layers: list[nn.Module] = []
-        for before, after in zip((width, *widths), widths, strict=False):
-            layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-        super().__init__(*(layers[:-1] if last_linear else layers))
+        for number, (before, after) in enumerate(zip((width, *widths), widths, strict=False)):
+            layers.append(nn.Linear(before, after))
+            if not (last_linear and number == len(widths) - 1):
+                layers += [
+                    *regular.before_activation(after),
+                    ACTIVATIONS[activation](after),
+                    *regular.after_activation(number),
+                ]
+        super().__init__(*layers)
         self.width_out = (width, *widths)[-1]
+
+    def forward(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        """Of x [B, W]; batch: whose rows they are, for the masks of dropout and the rows that count in BatchNorm."""
+        for layer in self:
+            if isinstance(layer, RowDropout):
+                x = layer(x, None if batch is None else batch.row_ids)
+            elif isinstance(layer, BatchNorm):
+                x = layer(x, None if batch is None else batch.weights)
+            else:
+                x = activated(layer, x, None if batch is None else batch.weights)
+        return x
 
 
 class CrossNetwork(nn.Module):

@@ -3,11 +3,13 @@
 What a loss setting means exactly is in `losses.py` and `retrieval_loss.py`.
 """
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from features.values import Value
+from recsys.models.activations import Activation
 
 
 class ModelOptions(Value):
@@ -17,9 +19,57 @@ class ModelOptions(Value):
 
 
 class RankerOptions(ModelOptions):
-    """Settings of every ranker. labels: what to predict, one logit each; () for the schema's first label."""
+    """Settings of every ranker.
+
+    labels: what to predict, one logit each; () for the schema's first label.
+    label_weights: by label, the factor of its loss beside the others' (those not named: 1).
+    positive_weight: the factor of the loss where the label is 1, for all labels or by label. Scores stay calibrated:
+        see `Ranker.row_losses`.
+    """
 
     labels: tuple[str, ...] = ()
+    label_weights: Mapping[str, Annotated[float, Field(gt=0)]] = {}
+    positive_weight: Annotated[float, Field(gt=0)] | Mapping[str, Annotated[float, Field(gt=0)]] = 1.0
+
+
+class DeepOptions(RankerOptions):
+    """Settings of rankers with an MLP.
+
+    hidden: its widths; () for none, where the model has other parts. activation: after each layer, see `layers.MLP`.
+    batch_norm: normalise each layer before its activation. dropout: the share of each layer's outputs that are dropped.
+    """
+
+    hidden: tuple[int, ...] = (256, 128)
+    activation: Literal["relu", "silu"] = "relu"
+    batch_norm: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _layers_to_act_on(self) -> Self:
+        for key in ("activation", "batch_norm", "dropout"):
+            if not self.hidden and getattr(self, key) != DeepOptions.model_fields[key].default:
+                raise ValueError(f"{key} has no effect without hidden layers; remove it or give hidden")
+        return self
+
+
+class SequenceOptions(RankerOptions):
+    """Settings of the head of rankers that read histories.
+
+    hidden: widths of its layers; () for a linear one. activation: after each; "prelu" and "dice" are the papers',
+    "sigmoid" that of DIN's public code; after some hundred steps, two ranks equal one process only where it is smooth,
+    which "prelu" and "relu" are not. batch_norm: normalise its input. dropout: after each hidden layer.
+    """
+
+    hidden: tuple[int, ...] = (80, 40)
+    activation: Activation = "prelu"
+    batch_norm: bool = True
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _layers_to_drop_from(self) -> Self:
+        if self.dropout and not self.hidden:
+            raise ValueError("dropout has no effect without hidden layers; remove it or give hidden")
+        return self
 
 
 class RetrieverOptions(ModelOptions):

@@ -22,6 +22,7 @@ from recsys.compression import make_specs
 from recsys.config import RunConfig
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.layout import Layout
+from recsys.models import table_encoder
 from recsys.models.interface import Ranker, Retriever
 from recsys.run import Run
 from recsys.run_state import read_config
@@ -77,7 +78,7 @@ def run_cell(config: RunConfig, sweep_config: RunConfig, folder: Path, prepared:
     """
     try:
         check_settings(config)
-        Layout.build(prepared.encoder, make_specs(config.tables.specs), config.seed)
+        Layout.build(table_encoder(config.model, prepared.encoder), make_specs(config.tables.specs), config.seed)
     except ValueError as error:
         return Outcome(status="unreachable", config_hash=config.content_hash, reason=" ".join(str(error).split()))
     fresh = not (folder / "config.json").exists()
@@ -92,7 +93,8 @@ def run_cell(config: RunConfig, sweep_config: RunConfig, folder: Path, prepared:
         validation = run.evaluate("validation", model).metrics
     report = run.evaluate("test", model)
     tell("measuring lookups")
-    peer = EmbeddingCollection(prepared.encoder, dense_specs(sweep_config, prepared.encoder.schema), backend="plain")
+    encoder = table_encoder(config.model, prepared.encoder)
+    peer = EmbeddingCollection(encoder, dense_specs(sweep_config, encoder.schema), backend="plain")
     return Outcome(
         status="finished",
         config_hash=config.content_hash,

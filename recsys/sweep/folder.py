@@ -20,6 +20,7 @@ from typing import Any
 from features import storage
 from features.prepared import Prepared
 from recsys.config import ConfigError, RunConfig, parse_options
+from recsys.models import table_encoder
 from recsys.run_state import differing_keys
 from recsys.sweep.cell import Task, run_task
 from recsys.sweep.outcome import Outcome
@@ -100,7 +101,8 @@ class Sweep:
         return outcome
 
     def _config_of(self, cell: Cell) -> RunConfig:
-        return cell_config(cell, self.config, self.prepared.schema)
+        encoder = table_encoder(self.config.model, self.prepared.encoder)
+        return cell_config(cell, self.config, encoder.schema)
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"

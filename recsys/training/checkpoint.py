@@ -16,9 +16,11 @@ without the rows of a lost shard, and a flipped byte, without a word. What it ta
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +106,30 @@ class Checkpoints:
         _, index = self._open(tag)
         return dict(index["meta"])
 
-    def load(self, tag: str, into: Mapping[str, Tensor] | None = None, *, prefix: str = "") -> dict[str, Tensor]:
+    def content_hash(self, tag: str) -> str:
+        """SHA-256 (hex) of the tensors saved under a tag: equal ones, saved by as many ranks, have the same."""
+        _, index = self._open(tag)
+        digests = {name: file["sha256"] for name, file in index["files"].items()}
+        return sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+    def load(
+        self,
+        tag: str,
+        into: Mapping[str, Tensor] | None = None,
+        *,
+        prefix: str = "",
+        grown: Collection[str] = (),
+    ) -> dict[str, Tensor]:
         """The tensors saved under a tag, whole, or, with `into`, copied into this rank's part of those given.
 
         prefix: only tensors whose names start with it. `into` holds just these names, with the saved shapes and types.
+        grown: names of tensors that may have more rows than were saved; those keep the values that they have.
         Raises ValueError naming what is missing, too many or different, and the file that is lost or damaged.
         """
         folder, index = self._open(tag)
         saved = {name: entry for name, entry in index["tensors"].items() if name.startswith(prefix)}
         targets = empty_like_saved(saved) if into is None else dict(into)
-        check_targets(folder, saved, targets)
+        check_targets(folder, saved, targets, grown)
         distributed.together(lambda: verify_shards(folder, index["files"]))
         boxes = {name: box_of(name, tensor) for name, tensor in targets.items()}
         read_shards(folder, saved, boxes)
@@ -255,13 +271,18 @@ def empty_like_saved(saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor
     return {name: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"])) for name, entry in saved.items()}
 
 
-def check_targets(folder: Path, saved: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless names, shapes and types are those saved."""
+def check_targets(
+    folder: Path, saved: Mapping[str, Mapping[str, Any]], targets: Mapping[str, Tensor], grown: Collection[str] = ()
+) -> None:
+    """Raise ValueError unless names, shapes and types are those saved; of the grown, rows may be more."""
     missing, unknown = sorted(targets.keys() - saved.keys()), sorted(saved.keys() - targets.keys())
     if missing or unknown:
         raise ValueError(f"checkpoint {folder} lacks tensors {missing} and holds {unknown}, which are not asked for")
     for name, target in targets.items():
-        came = (str(target.dtype).removeprefix("torch."), list(target.shape))
+        shape = list(target.shape)
+        if name in grown and shape:
+            shape[0] = min(shape[0], saved[name]["shape"][0])
+        came = (str(target.dtype).removeprefix("torch."), shape)
         if came != (saved[name]["dtype"], saved[name]["shape"]):
             entry = saved[name]
             raise ValueError(f"tensor {name!r} is {entry['dtype']} {entry['shape']} in checkpoint {folder}, not {came}")
@@ -275,8 +296,15 @@ def read_shards(folder: Path, saved: Mapping[str, Mapping[str, Any]], boxes: Map
             for name, piece in _pieces_in(file, saved):
                 filled[name] += _copy_overlap(shard, name, piece, boxes[name])
     for name, box in boxes.items():
-        if filled[name] != box.values.numel():
-            raise ValueError(f"checkpoint {folder} holds {filled[name]} of {box.values.numel()} values of {name!r}")
+        wanted = _shared(box, saved[name]["shape"])
+        if filled[name] != wanted:
+            raise ValueError(f"checkpoint {folder} holds {filled[name]} of {wanted} values of {name!r}")
+
+
+def _shared(box: Box, shape: Sequence[int]) -> int:
+    """How many values of a box lie within a tensor of that shape."""
+    ends = zip(box.offset, box.values.shape, shape, strict=True)
+    return prod(max(0, min(start + size, end) - start) for start, size, end in ends)
 
 
 def _pieces_in(file: str, saved: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:

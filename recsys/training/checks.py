@@ -45,6 +45,24 @@ def check_settings(config: RunConfig) -> None:
         raise ConfigError("tables.backend = 'plain' is for one process; under torchrun take 'sharded' (or 'fused')")
     if training.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device = 'cuda': torch finds no GPU here; accepted is 'cpu'")
+    if training.precision == "bf16" and not _has_bf16(training.device):
+        raise ConfigError(
+            f"training.precision = 'bf16': this {training.device} ({_name_of(training.device)}) multiplies no bfloat16 "
+            "matrices by itself; accepted is 'float32'"
+        )
+
+
+def _has_bf16(device: str) -> bool:
+    """Whether bfloat16 matrix products have instructions of their own; emulated ones are slower than float32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("arm_bf16") or known.get("bf16"))
+
+
+def _name_of(device: str) -> str:
+    known = torch.cpu.get_capabilities()
+    return torch.cuda.get_device_name() if device == "cuda" else str(known.get("cpu_name", "of unknown make"))
 
 
 def check_splits(training: TrainingConfig, splits: Sequence[str]) -> None:

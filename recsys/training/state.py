@@ -7,7 +7,7 @@ tables.<...>.optimizer.<store>  state of a store's optimizer
 dense.<number>.<name>.<state>   state of a dense optimizer for a parameter; number: of the last phase that it serves
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +49,12 @@ def load_model(model: nn.Module, checkpoints: Checkpoints, tag: str) -> None:
     checkpoints.load(tag, into=model_tensors(model), prefix=MODEL)
 
 
-def load_training(model: nn.Module, phases: Sequence[Phase], checkpoints: Checkpoints, tag: str) -> None:
-    """Overwrite the model and the state of all its optimizers."""
-    load_model(model, checkpoints, tag)
-    checkpoints.load(tag, into=table_tensors(model), prefix=TABLES)
+def load_training(
+    model: nn.Module, phases: Sequence[Phase], checkpoints: Checkpoints, tag: str, grown: Collection[str] = ()
+) -> None:
+    """Overwrite the model and the state of all its optimizers; grown: tensors of tables that keep the rows beyond."""
+    checkpoints.load(tag, into=model_tensors(model), prefix=MODEL, grown=grown)
+    checkpoints.load(tag, into=table_tensors(model), prefix=TABLES, grown=grown)
     _load_dense(model, phases, checkpoints.load(tag, prefix=DENSE))
 
 

@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,13 +21,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from features.batch import Batch
 from recsys import distributed
+from recsys.config import Precision
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.stores import NonFiniteGradientError
 from recsys.phases import Phase, Step
 from recsys.training.checkpoint import Checkpoints
+from recsys.training.profiling import BACKWARD, FORWARD, LOADER, UPDATE
+from recsys.training.schedule import Schedule
 from recsys.training.state import dense_tensors, load_model, load_training, model_tensors, table_tensors
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -60,7 +65,9 @@ class Settings:
 
     keep_best: the model ends with the weights of its best evaluation rather than the last.
     fingerprint: goes into checkpoints (config hash and the like); one that differs is refused on resuming.
-    device: where the model is; batches are moved there.
+    device: where the model is; batches are moved there. precision: "bf16" runs the forward pass under torch's autocast,
+        matrix products in bfloat16; weights, losses, optimizer state and evaluations stay in float32.
+    dense_schedule, table_schedule: learning rates by step, None for constant ones.
     """
 
     seed: int
@@ -71,6 +78,9 @@ class Settings:
     keep_best: bool = True
     fingerprint: str = ""
     device: str = "cpu"
+    precision: Precision = "float32"
+    dense_schedule: Schedule | None = None
+    table_schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,8 @@ class Trainer:
         self.observers = tuple(observers)
         self.collections = [module for module in model.modules() if isinstance(module, EmbeddingCollection)]
         self.progress = Progress()
+        groups = [group for phase in self.phases for optimizer in phase.optimizers for group in optimizer.param_groups]
+        self._rates = {id(group): group["lr"] for group in groups}
         self._saved_at = time.monotonic()
         self._stop_asked = False
 
@@ -159,6 +171,7 @@ class Trainer:
             return
         meta = self.checkpoints.meta("last")
         self._check_fingerprint(meta)
+        self._check_threads(meta)
         load_training(self.model, self.phases, self.checkpoints, "last")
         self.progress = Progress(**{**meta["progress"], "history": tuple(meta["progress"]["history"])})
 
@@ -186,10 +199,17 @@ class Trainer:
 
     def _run_epoch(self, phase: Phase) -> None:
         self.model.train()
-        batches = phase.batches(self.progress.epoch, self.progress.batch)
-        for batch, position in batches:
-            placed = batch if self.settings.device == "cpu" else batch.to(self.settings.device)
-            self._timed_step(phase, placed, position)
+        batches = iter(phase.batches(self.progress.epoch, self.progress.batch))
+        while (found := self._next(batches)) is not None:
+            self._timed_step(phase, *found)
+
+    def _next(self, batches: Iterator[tuple[Batch, int]]) -> tuple[Batch, int] | None:
+        """The next batch, where the model is, and its position; None at the end of the epoch."""
+        with record_function(LOADER):
+            found = next(batches, None)
+            if found is None or self.settings.device == "cpu":
+                return found
+            return found[0].to(self.settings.device), found[1]
 
     def _timed_step(self, phase: Phase, batch: Batch, position: int) -> None:
         started = time.monotonic()
@@ -244,10 +264,12 @@ class Trainer:
     def _step(self, phase: Phase, batch: Batch, step: Step) -> _Agreed:
         """One update."""
         torch.manual_seed(step.generator().initial_seed())  # dropout of a user's layers: the same after resuming
+        self._set_learning_rates(phase, step)
         for optimizer in phase.optimizers:
             optimizer.zero_grad(set_to_none=True)
         weights = batch.row_weights()
-        losses = phase.loss(batch, step)  # [B]
+        with record_function(FORWARD), self._autocast():
+            losses = phase.loss(batch, step)  # [B]
         if losses.shape != weights.shape:
             raise ValueError(f"phase {phase.name!r}: loss has shape {tuple(losses.shape)}, one per row is {len(batch)}")
         local = (losses * weights).sum()
@@ -260,14 +282,29 @@ class Trainer:
             if (penalty := collection.penalty()) is not None:
                 objective = objective + penalty
         self._backward(objective, phase, step)
-        self._update_dense(phase, step)
-        for collection in self.collections:
-            collection.on_step()
+        with record_function(UPDATE):
+            self._update_dense(phase, step)
+            for collection in self.collections:
+                collection.on_step()
         return agreed
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.settings.device, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _set_learning_rates(self, phase: Phase, step: Step) -> None:
+        """What the schedules say of this step, which is all that they know: nothing of them is in a checkpoint."""
+        done = step.epoch * phase.num_batches + step.index
+        if (schedule := self.settings.dense_schedule) is not None:
+            for group in (group for optimizer in phase.optimizers for group in optimizer.param_groups):
+                group["lr"] = self._rates[id(group)] * schedule.factor(done, phase.num_batches)
+        if (schedule := self.settings.table_schedule) is not None:
+            for collection in self.collections:
+                collection.backend.scale_learning_rate(schedule.factor(done, phase.num_batches))
 
     def _backward(self, objective: Tensor, phase: Phase, step: Step) -> None:
         try:
-            objective.backward()
+            with record_function(BACKWARD):
+                objective.backward()
         except NonFiniteGradientError as error:
             raise ValueError(f"{error} {self._place(phase, step)}") from None
 
@@ -323,6 +360,16 @@ class Trainer:
             raise ValueError(
                 f"the checkpoint in {self.checkpoints.folder} belongs to config {came[:12]}, "
                 f"this run has {self.settings.fingerprint[:12]}; use another run name"
+            )
+
+    def _check_threads(self, meta: Mapping[str, Any]) -> None:
+        """Say that a resumed run will differ in last bits from one never stopped, as it does over other ranks."""
+        before, now = meta["threads"], torch.get_num_threads()
+        if meta["world_size"] == distributed.world_size() and before != now:
+            warnings.warn(
+                f"the checkpoint was written with {before} torch threads, there are {now} now: sums are taken in "
+                "another order and losses part in their last bits; set training.threads to have the same",
+                stacklevel=3,
             )
 
     def _advance(self, **changes: Any) -> None:

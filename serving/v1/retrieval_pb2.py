@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aserving/v1/retrieval.proto\x12\x11recsys.serving.v1\",\n\x02Id\x12\x10\n\x06number\x18\x01 \x01(\x04H\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\x04\n\x02id\"%\n\x03Ids\x12\x0f\n\x07numbers\x18\x01 \x03(\x04\x12\r\n\x05texts\x18\x02 \x03(\t\"\xf0\x01\n\x06\x43olumn\x12/\n\x08integers\x18\x01 \x01(\x0b\x32\x1b.recsys.serving.v1.IntegersH\x00\x12-\n\x07numbers\x18\x02 \x01(\x0b\x32\x1a.recsys.serving.v1.NumbersH\x00\x12)\n\x05texts\x18\x03 \x01(\x0b\x32\x18.recsys.serving.v1.TextsH\x00\x12+\n\x07lengths\x18\x04 \x01(\x0b\x32\x1a.recsys.serving.v1.Lengths\x12\x0e\n\x06scores\x18\x05 \x03(\x02\x12\x14\n\x0cmissing_rows\x18\x06 \x03(\rB\x08\n\x06values\"\x1a\n\x08Integers\x12\x0e\n\x06values\x18\x01 \x03(\x03\"\x19\n\x07Numbers\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x19\n\x07Lengths\x12\x0e\n\x06values\x18\x01 \x03(\r\"\xb6\x02\n\x06\x46ilter\x12\x34\n\x0b\x63onjunction\x18\x01 \x01(\x0b\x32\x1d.recsys.serving.v1.FilterListH\x00\x12\x34\n\x0b\x64isjunction\x18\x02 \x01(\x0b\x32\x1d.recsys.serving.v1.FilterListH\x00\x12-\n\x08negation\x18\x03 \x01(\x0b\x32\x19.recsys.serving.v1.FilterH\x00\x12)\n\x05\x65qual\x18\x04 \x01(\x0b\x32\x18.recsys.serving.v1.EqualH\x00\x12\x33\n\nmembership\x18\x05 \x01(\x0b\x32\x1d.recsys.serving.v1.MembershipH\x00\x12)\n\x05range\x18\x06 \x01(\x0b\x32\x18.recsys.serving.v1.RangeH\x00\x42\x06\n\x04node\"8\n\nFilterList\x12*\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x19.recsys.serving.v1.Filter\"C\n\x05\x45qual\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.recsys.serving.v1.Value\"I\n\nMembership\x12\x11\n\tattribute\x18\x01 \x01(\t\x12(\n\x06values\x18\x02 \x03(\x0b\x32\x18.recsys.serving.v1.Value\"i\n\x05Range\x12\x11\n\tattribute\x18\x01 \x01(\t\x12%\n\x03low\x18\x02 \x01(\x0b\x32\x18.recsys.serving.v1.Value\x12&\n\x04high\x18\x03 \x01(\x0b\x32\x18.recsys.serving.v1.Value\"U\n\x05Value\x12\x11\n\x07integer\x18\x01 \x01(\x03H\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x42\x07\n\x05value\"\xf5\x02\n\x0fRetrieveRequest\x12#\n\x04user\x18\x01 \x01(\x0b\x32\x15.recsys.serving.v1.Id\x12\'\n\x07history\x18\x02 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12\x42\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x30.recsys.serving.v1.RetrieveRequest.FeaturesEntry\x12\x0e\n\x06vector\x18\x04 \x03(\x02\x12\t\n\x01k\x18\x05 \x01(\r\x12\x14\n\x0c\x65xclude_seen\x18\x06 \x01(\x08\x12(\n\x08\x65xcluded\x18\x07 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12)\n\x06\x66ilter\x18\x08 \x01(\x0b\x32\x19.recsys.serving.v1.Filter\x1aJ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.recsys.serving.v1.Column:\x02\x38\x01\"\xb8\x02\n\x10RetrieveResponse\x12%\n\x05items\x18\x01 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07sources\x18\x03 \x03(\r\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x11\n\tbundle_id\x18\x05 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x06 \x01(\x0c\x12-\n\x08\x66\x61llback\x18\x07 \x01(\x0b\x32\x1b.recsys.serving.v1.Fallback\x12\x12\n\nuser_known\x18\x08 \x01(\x08\x12\x1b\n\x13unknown_history_ids\x18\t \x01(\r\x12\x1c\n\x14unknown_excluded_ids\x18\n \x01(\r\x12\x1a\n\x12unread_history_ids\x18\x0b \x01(\r\"M\n\x08\x46\x61llback\x12\x31\n\x06reason\x18\x01 \x01(\x0e\x32!.recsys.serving.v1.FallbackReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x8d\x02\n\x0cScoreRequest\x12#\n\x04user\x18\x01 \x01(\x0b\x32\x15.recsys.serving.v1.Id\x12%\n\x05items\x18\x02 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12=\n\x07\x63olumns\x18\x03 \x03(\x0b\x32,.recsys.serving.v1.ScoreRequest.ColumnsEntry\x12\'\n\x07history\x18\x04 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x1aI\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.recsys.serving.v1.Column:\x02\x38\x01\"\xc3\x01\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\r\n\x05tasks\x18\x02 \x03(\t\x12\x11\n\tbundle_id\x18\x03 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x04 \x01(\x0c\x12\x12\n\nuser_known\x18\x05 \x01(\x08\x12\x18\n\x10unknown_item_ids\x18\x06 \x01(\r\x12\x1b\n\x13unknown_history_ids\x18\x07 \x01(\r\x12\x1a\n\x12unread_history_ids\x18\x08 \x01(\r\"\x12\n\x10GetBundleRequest\"\x81\x02\n\x11GetBundleResponse\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12H\n\ncomponents\x18\x02 \x03(\x0b\x32\x34.recsys.serving.v1.GetBundleResponse.ComponentsEntry\x12/\n\tretrieval\x18\x03 \x01(\x0b\x32\x1c.recsys.serving.v1.Retrieval\x12+\n\x07ranking\x18\x04 \x01(\x0b\x32\x1a.recsys.serving.v1.Ranking\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x93\x01\n\tCatalogue\x12\x11\n\tnum_users\x18\x01 \x01(\x04\x12\x11\n\tnum_items\x18\x02 \x01(\x04\x12/\n\x0cuser_id_type\x18\x03 \x01(\x0e\x32\x19.recsys.serving.v1.IdType\x12/\n\x0citem_id_type\x18\x04 \x01(\x0e\x32\x19.recsys.serving.v1.IdType\"\x88\x01\n\tRetrieval\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\tcatalogue\x18\x02 \x01(\x0b\x32\x1c.recsys.serving.v1.Catalogue\x12\x15\n\rembedding_dim\x18\x03 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x12\n\nattributes\x18\x05 \x03(\t\"j\n\x07Ranking\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\tcatalogue\x18\x02 \x01(\x0b\x32\x1c.recsys.serving.v1.Catalogue\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\r\n\x05tasks\x18\x04 \x03(\t*I\n\x06IdType\x12\x17\n\x13ID_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eID_TYPE_UINT64\x10\x01\x12\x12\n\x0eID_TYPE_STRING\x10\x02*\x97\x01\n\x0e\x46\x61llbackReason\x12\x1f\n\x1b\x46\x41LLBACK_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x41LLBACK_REASON_NO_SUBJECT\x10\x01\x12 \n\x1c\x46\x41LLBACK_REASON_UNKNOWN_USER\x10\x02\x12\"\n\x1e\x46\x41LLBACK_REASON_NOTHING_USABLE\x10\x03\x32\x94\x02\n\x19\x43\x61ndidateRetrievalService\x12S\n\x08Retrieve\x12\".recsys.serving.v1.RetrieveRequest\x1a#.recsys.serving.v1.RetrieveResponse\x12J\n\x05Score\x12\x1f.recsys.serving.v1.ScoreRequest\x1a .recsys.serving.v1.ScoreResponse\x12V\n\tGetBundle\x12#.recsys.serving.v1.GetBundleRequest\x1a$.recsys.serving.v1.GetBundleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aserving/v1/retrieval.proto\x12\x11recsys.serving.v1\",\n\x02Id\x12\x10\n\x06number\x18\x01 \x01(\x04H\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x42\x04\n\x02id\"%\n\x03Ids\x12\x0f\n\x07numbers\x18\x01 \x03(\x04\x12\r\n\x05texts\x18\x02 \x03(\t\"\xf0\x01\n\x06\x43olumn\x12/\n\x08integers\x18\x01 \x01(\x0b\x32\x1b.recsys.serving.v1.IntegersH\x00\x12-\n\x07numbers\x18\x02 \x01(\x0b\x32\x1a.recsys.serving.v1.NumbersH\x00\x12)\n\x05texts\x18\x03 \x01(\x0b\x32\x18.recsys.serving.v1.TextsH\x00\x12+\n\x07lengths\x18\x04 \x01(\x0b\x32\x1a.recsys.serving.v1.Lengths\x12\x0e\n\x06scores\x18\x05 \x03(\x02\x12\x14\n\x0cmissing_rows\x18\x06 \x03(\rB\x08\n\x06values\"\x1a\n\x08Integers\x12\x0e\n\x06values\x18\x01 \x03(\x03\"\x19\n\x07Numbers\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x19\n\x07Lengths\x12\x0e\n\x06values\x18\x01 \x03(\r\"\xb6\x02\n\x06\x46ilter\x12\x34\n\x0b\x63onjunction\x18\x01 \x01(\x0b\x32\x1d.recsys.serving.v1.FilterListH\x00\x12\x34\n\x0b\x64isjunction\x18\x02 \x01(\x0b\x32\x1d.recsys.serving.v1.FilterListH\x00\x12-\n\x08negation\x18\x03 \x01(\x0b\x32\x19.recsys.serving.v1.FilterH\x00\x12)\n\x05\x65qual\x18\x04 \x01(\x0b\x32\x18.recsys.serving.v1.EqualH\x00\x12\x33\n\nmembership\x18\x05 \x01(\x0b\x32\x1d.recsys.serving.v1.MembershipH\x00\x12)\n\x05range\x18\x06 \x01(\x0b\x32\x18.recsys.serving.v1.RangeH\x00\x42\x06\n\x04node\"8\n\nFilterList\x12*\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x19.recsys.serving.v1.Filter\"C\n\x05\x45qual\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.recsys.serving.v1.Value\"I\n\nMembership\x12\x11\n\tattribute\x18\x01 \x01(\t\x12(\n\x06values\x18\x02 \x03(\x0b\x32\x18.recsys.serving.v1.Value\"i\n\x05Range\x12\x11\n\tattribute\x18\x01 \x01(\t\x12%\n\x03low\x18\x02 \x01(\x0b\x32\x18.recsys.serving.v1.Value\x12&\n\x04high\x18\x03 \x01(\x0b\x32\x18.recsys.serving.v1.Value\"U\n\x05Value\x12\x11\n\x07integer\x18\x01 \x01(\x03H\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x42\x07\n\x05value\"\xce\x04\n\x0fRetrieveRequest\x12#\n\x04user\x18\x01 \x01(\x0b\x32\x15.recsys.serving.v1.Id\x12\'\n\x07history\x18\x02 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12\x42\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x30.recsys.serving.v1.RetrieveRequest.FeaturesEntry\x12\x0e\n\x06vector\x18\x04 \x03(\x02\x12\t\n\x01k\x18\x05 \x01(\r\x12\x14\n\x0c\x65xclude_seen\x18\x06 \x01(\x08\x12(\n\x08\x65xcluded\x18\x07 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12)\n\x06\x66ilter\x18\x08 \x01(\x0b\x32\x19.recsys.serving.v1.Filter\x12\x15\n\rhistory_times\x18\t \x03(\x03\x12Q\n\x10history_features\x18\n \x03(\x0b\x32\x37.recsys.serving.v1.RetrieveRequest.HistoryFeaturesEntry\x12\x11\n\x04time\x18\x0b \x01(\x03H\x00\x88\x01\x01\x1aJ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.recsys.serving.v1.Column:\x02\x38\x01\x1aQ\n\x14HistoryFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.recsys.serving.v1.Column:\x02\x38\x01\x42\x07\n\x05_time\"\xb8\x02\n\x10RetrieveResponse\x12%\n\x05items\x18\x01 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07sources\x18\x03 \x03(\r\x12\x14\n\x0csource_names\x18\x04 \x03(\t\x12\x11\n\tbundle_id\x18\x05 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x06 \x01(\x0c\x12-\n\x08\x66\x61llback\x18\x07 \x01(\x0b\x32\x1b.recsys.serving.v1.Fallback\x12\x12\n\nuser_known\x18\x08 \x01(\x08\x12\x1b\n\x13unknown_history_ids\x18\t \x01(\r\x12\x1c\n\x14unknown_excluded_ids\x18\n \x01(\r\x12\x1a\n\x12unread_history_ids\x18\x0b \x01(\r\"M\n\x08\x46\x61llback\x12\x31\n\x06reason\x18\x01 \x01(\x0e\x32!.recsys.serving.v1.FallbackReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xe3\x03\n\x0cScoreRequest\x12#\n\x04user\x18\x01 \x01(\x0b\x32\x15.recsys.serving.v1.Id\x12%\n\x05items\x18\x02 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12=\n\x07\x63olumns\x18\x03 \x03(\x0b\x32,.recsys.serving.v1.ScoreRequest.ColumnsEntry\x12\'\n\x07history\x18\x04 \x01(\x0b\x32\x16.recsys.serving.v1.Ids\x12\x15\n\rhistory_times\x18\x05 \x03(\x03\x12N\n\x10history_features\x18\x06 \x03(\x0b\x32\x34.recsys.serving.v1.ScoreRequest.HistoryFeaturesEntry\x12\x11\n\x04time\x18\x07 \x01(\x03H\x00\x88\x01\x01\x1aI\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.recsys.serving.v1.Column:\x02\x38\x01\x1aQ\n\x14HistoryFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.recsys.serving.v1.Column:\x02\x38\x01\x42\x07\n\x05_time\"\xc3\x01\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\r\n\x05tasks\x18\x02 \x03(\t\x12\x11\n\tbundle_id\x18\x03 \x01(\t\x12\x19\n\x11\x61ttribution_token\x18\x04 \x01(\x0c\x12\x12\n\nuser_known\x18\x05 \x01(\x08\x12\x18\n\x10unknown_item_ids\x18\x06 \x01(\r\x12\x1b\n\x13unknown_history_ids\x18\x07 \x01(\r\x12\x1a\n\x12unread_history_ids\x18\x08 \x01(\r\"\x12\n\x10GetBundleRequest\"\x81\x02\n\x11GetBundleResponse\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12H\n\ncomponents\x18\x02 \x03(\x0b\x32\x34.recsys.serving.v1.GetBundleResponse.ComponentsEntry\x12/\n\tretrieval\x18\x03 \x01(\x0b\x32\x1c.recsys.serving.v1.Retrieval\x12+\n\x07ranking\x18\x04 \x01(\x0b\x32\x1a.recsys.serving.v1.Ranking\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x93\x01\n\tCatalogue\x12\x11\n\tnum_users\x18\x01 \x01(\x04\x12\x11\n\tnum_items\x18\x02 \x01(\x04\x12/\n\x0cuser_id_type\x18\x03 \x01(\x0e\x32\x19.recsys.serving.v1.IdType\x12/\n\x0citem_id_type\x18\x04 \x01(\x0e\x32\x19.recsys.serving.v1.IdType\"\xb9\x01\n\tRetrieval\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\tcatalogue\x18\x02 \x01(\x0b\x32\x1c.recsys.serving.v1.Catalogue\x12\x15\n\rembedding_dim\x18\x03 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x12\n\nattributes\x18\x05 \x03(\t\x12\x18\n\x10history_features\x18\x06 \x03(\t\x12\x15\n\rhistory_times\x18\x07 \x01(\x08\"\x9b\x01\n\x07Ranking\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\tcatalogue\x18\x02 \x01(\x0b\x32\x1c.recsys.serving.v1.Catalogue\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\r\n\x05tasks\x18\x04 \x03(\t\x12\x18\n\x10history_features\x18\x05 \x03(\t\x12\x15\n\rhistory_times\x18\x06 \x01(\x08*I\n\x06IdType\x12\x17\n\x13ID_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eID_TYPE_UINT64\x10\x01\x12\x12\n\x0eID_TYPE_STRING\x10\x02*\x97\x01\n\x0e\x46\x61llbackReason\x12\x1f\n\x1b\x46\x41LLBACK_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x41LLBACK_REASON_NO_SUBJECT\x10\x01\x12 \n\x1c\x46\x41LLBACK_REASON_UNKNOWN_USER\x10\x02\x12\"\n\x1e\x46\x41LLBACK_REASON_NOTHING_USABLE\x10\x03\x32\x94\x02\n\x19\x43\x61ndidateRetrievalService\x12S\n\x08Retrieve\x12\".recsys.serving.v1.RetrieveRequest\x1a#.recsys.serving.v1.RetrieveResponse\x12J\n\x05Score\x12\x1f.recsys.serving.v1.ScoreRequest\x1a .recsys.serving.v1.ScoreResponse\x12V\n\tGetBundle\x12#.recsys.serving.v1.GetBundleRequest\x1a$.recsys.serving.v1.GetBundleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RETRIEVEREQUEST_FEATURESENTRY']._loaded_options = None
   _globals['_RETRIEVEREQUEST_FEATURESENTRY']._serialized_options = b'8\001'
+  _globals['_RETRIEVEREQUEST_HISTORYFEATURESENTRY']._loaded_options = None
+  _globals['_RETRIEVEREQUEST_HISTORYFEATURESENTRY']._serialized_options = b'8\001'
   _globals['_SCOREREQUEST_COLUMNSENTRY']._loaded_options = None
   _globals['_SCOREREQUEST_COLUMNSENTRY']._serialized_options = b'8\001'
+  _globals['_SCOREREQUEST_HISTORYFEATURESENTRY']._loaded_options = None
+  _globals['_SCOREREQUEST_HISTORYFEATURESENTRY']._serialized_options = b'8\001'
   _globals['_GETBUNDLERESPONSE_COMPONENTSENTRY']._loaded_options = None
   _globals['_GETBUNDLERESPONSE_COMPONENTSENTRY']._serialized_options = b'8\001'
-  _globals['_IDTYPE']._serialized_start=3110
-  _globals['_IDTYPE']._serialized_end=3183
-  _globals['_FALLBACKREASON']._serialized_start=3186
-  _globals['_FALLBACKREASON']._serialized_end=3337
+  _globals['_IDTYPE']._serialized_start=3640
+  _globals['_IDTYPE']._serialized_end=3713
+  _globals['_FALLBACKREASON']._serialized_start=3716
+  _globals['_FALLBACKREASON']._serialized_end=3867
   _globals['_ID']._serialized_start=49
   _globals['_ID']._serialized_end=93
   _globals['_IDS']._serialized_start=95
@@ -68,31 +72,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALUE']._serialized_start=1106
   _globals['_VALUE']._serialized_end=1191
   _globals['_RETRIEVEREQUEST']._serialized_start=1194
-  _globals['_RETRIEVEREQUEST']._serialized_end=1567
-  _globals['_RETRIEVEREQUEST_FEATURESENTRY']._serialized_start=1493
-  _globals['_RETRIEVEREQUEST_FEATURESENTRY']._serialized_end=1567
-  _globals['_RETRIEVERESPONSE']._serialized_start=1570
-  _globals['_RETRIEVERESPONSE']._serialized_end=1882
-  _globals['_FALLBACK']._serialized_start=1884
-  _globals['_FALLBACK']._serialized_end=1961
-  _globals['_SCOREREQUEST']._serialized_start=1964
-  _globals['_SCOREREQUEST']._serialized_end=2233
-  _globals['_SCOREREQUEST_COLUMNSENTRY']._serialized_start=2160
-  _globals['_SCOREREQUEST_COLUMNSENTRY']._serialized_end=2233
-  _globals['_SCORERESPONSE']._serialized_start=2236
-  _globals['_SCORERESPONSE']._serialized_end=2431
-  _globals['_GETBUNDLEREQUEST']._serialized_start=2433
-  _globals['_GETBUNDLEREQUEST']._serialized_end=2451
-  _globals['_GETBUNDLERESPONSE']._serialized_start=2454
-  _globals['_GETBUNDLERESPONSE']._serialized_end=2711
-  _globals['_GETBUNDLERESPONSE_COMPONENTSENTRY']._serialized_start=2662
-  _globals['_GETBUNDLERESPONSE_COMPONENTSENTRY']._serialized_end=2711
-  _globals['_CATALOGUE']._serialized_start=2714
-  _globals['_CATALOGUE']._serialized_end=2861
-  _globals['_RETRIEVAL']._serialized_start=2864
-  _globals['_RETRIEVAL']._serialized_end=3000
-  _globals['_RANKING']._serialized_start=3002
-  _globals['_RANKING']._serialized_end=3108
-  _globals['_CANDIDATERETRIEVALSERVICE']._serialized_start=3340
-  _globals['_CANDIDATERETRIEVALSERVICE']._serialized_end=3616
+  _globals['_RETRIEVEREQUEST']._serialized_end=1784
+  _globals['_RETRIEVEREQUEST_FEATURESENTRY']._serialized_start=1618
+  _globals['_RETRIEVEREQUEST_FEATURESENTRY']._serialized_end=1692
+  _globals['_RETRIEVEREQUEST_HISTORYFEATURESENTRY']._serialized_start=1694
+  _globals['_RETRIEVEREQUEST_HISTORYFEATURESENTRY']._serialized_end=1775
+  _globals['_RETRIEVERESPONSE']._serialized_start=1787
+  _globals['_RETRIEVERESPONSE']._serialized_end=2099
+  _globals['_FALLBACK']._serialized_start=2101
+  _globals['_FALLBACK']._serialized_end=2178
+  _globals['_SCOREREQUEST']._serialized_start=2181
+  _globals['_SCOREREQUEST']._serialized_end=2664
+  _globals['_SCOREREQUEST_COLUMNSENTRY']._serialized_start=2499
+  _globals['_SCOREREQUEST_COLUMNSENTRY']._serialized_end=2572
+  _globals['_SCOREREQUEST_HISTORYFEATURESENTRY']._serialized_start=1694
+  _globals['_SCOREREQUEST_HISTORYFEATURESENTRY']._serialized_end=1775
+  _globals['_SCORERESPONSE']._serialized_start=2667
+  _globals['_SCORERESPONSE']._serialized_end=2862
+  _globals['_GETBUNDLEREQUEST']._serialized_start=2864
+  _globals['_GETBUNDLEREQUEST']._serialized_end=2882
+  _globals['_GETBUNDLERESPONSE']._serialized_start=2885
+  _globals['_GETBUNDLERESPONSE']._serialized_end=3142
+  _globals['_GETBUNDLERESPONSE_COMPONENTSENTRY']._serialized_start=3093
+  _globals['_GETBUNDLERESPONSE_COMPONENTSENTRY']._serialized_end=3142
+  _globals['_CATALOGUE']._serialized_start=3145
+  _globals['_CATALOGUE']._serialized_end=3292
+  _globals['_RETRIEVAL']._serialized_start=3295
+  _globals['_RETRIEVAL']._serialized_end=3480
+  _globals['_RANKING']._serialized_start=3483
+  _globals['_RANKING']._serialized_end=3638
+  _globals['_CANDIDATERETRIEVALSERVICE']._serialized_start=3870
+  _globals['_CANDIDATERETRIEVALSERVICE']._serialized_end=4146
 # @@protoc_insertion_point(module_scope)

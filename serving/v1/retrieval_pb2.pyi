@@ -144,8 +144,15 @@ class Value(_message.Message):
     def __init__(self, integer: _Optional[int] = ..., number: _Optional[float] = ..., text: _Optional[str] = ..., flag: _Optional[bool] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("user", "history", "features", "vector", "k", "exclude_seen", "excluded", "filter")
+    __slots__ = ("user", "history", "features", "vector", "k", "exclude_seen", "excluded", "filter", "history_times", "history_features", "time")
     class FeaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Column
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Column, _Mapping]] = ...) -> None: ...
+    class HistoryFeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +167,9 @@ class RetrieveRequest(_message.Message):
     EXCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TIMES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
     user: Id
     history: Ids
     features: _containers.MessageMap[str, Column]
@@ -168,7 +178,10 @@ class RetrieveRequest(_message.Message):
     exclude_seen: bool
     excluded: Ids
     filter: Filter
-    def __init__(self, user: _Optional[_Union[Id, _Mapping]] = ..., history: _Optional[_Union[Ids, _Mapping]] = ..., features: _Optional[_Mapping[str, Column]] = ..., vector: _Optional[_Iterable[float]] = ..., k: _Optional[int] = ..., exclude_seen: _Optional[bool] = ..., excluded: _Optional[_Union[Ids, _Mapping]] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
+    history_times: _containers.RepeatedScalarFieldContainer[int]
+    history_features: _containers.MessageMap[str, Column]
+    time: int
+    def __init__(self, user: _Optional[_Union[Id, _Mapping]] = ..., history: _Optional[_Union[Ids, _Mapping]] = ..., features: _Optional[_Mapping[str, Column]] = ..., vector: _Optional[_Iterable[float]] = ..., k: _Optional[int] = ..., exclude_seen: _Optional[bool] = ..., excluded: _Optional[_Union[Ids, _Mapping]] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., history_times: _Optional[_Iterable[int]] = ..., history_features: _Optional[_Mapping[str, Column]] = ..., time: _Optional[int] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
     __slots__ = ("items", "scores", "sources", "source_names", "bundle_id", "attribution_token", "fallback", "user_known", "unknown_history_ids", "unknown_excluded_ids", "unread_history_ids")
@@ -205,8 +218,15 @@ class Fallback(_message.Message):
     def __init__(self, reason: _Optional[_Union[FallbackReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("user", "items", "columns", "history")
+    __slots__ = ("user", "items", "columns", "history", "history_times", "history_features", "time")
     class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Column
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Column, _Mapping]] = ...) -> None: ...
+    class HistoryFeaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -217,11 +237,17 @@ class ScoreRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TIMES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
     user: Id
     items: Ids
     columns: _containers.MessageMap[str, Column]
     history: Ids
-    def __init__(self, user: _Optional[_Union[Id, _Mapping]] = ..., items: _Optional[_Union[Ids, _Mapping]] = ..., columns: _Optional[_Mapping[str, Column]] = ..., history: _Optional[_Union[Ids, _Mapping]] = ...) -> None: ...
+    history_times: _containers.RepeatedScalarFieldContainer[int]
+    history_features: _containers.MessageMap[str, Column]
+    time: int
+    def __init__(self, user: _Optional[_Union[Id, _Mapping]] = ..., items: _Optional[_Union[Ids, _Mapping]] = ..., columns: _Optional[_Mapping[str, Column]] = ..., history: _Optional[_Union[Ids, _Mapping]] = ..., history_times: _Optional[_Iterable[int]] = ..., history_features: _Optional[_Mapping[str, Column]] = ..., time: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("scores", "tasks", "bundle_id", "attribution_token", "user_known", "unknown_item_ids", "unknown_history_ids", "unread_history_ids")
@@ -279,27 +305,35 @@ class Catalogue(_message.Message):
     def __init__(self, num_users: _Optional[int] = ..., num_items: _Optional[int] = ..., user_id_type: _Optional[_Union[IdType, str]] = ..., item_id_type: _Optional[_Union[IdType, str]] = ...) -> None: ...
 
 class Retrieval(_message.Message):
-    __slots__ = ("model", "catalogue", "embedding_dim", "features", "attributes")
+    __slots__ = ("model", "catalogue", "embedding_dim", "features", "attributes", "history_features", "history_times")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_DIM_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TIMES_FIELD_NUMBER: _ClassVar[int]
     model: str
     catalogue: Catalogue
     embedding_dim: int
     features: _containers.RepeatedScalarFieldContainer[str]
     attributes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., catalogue: _Optional[_Union[Catalogue, _Mapping]] = ..., embedding_dim: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., attributes: _Optional[_Iterable[str]] = ...) -> None: ...
+    history_features: _containers.RepeatedScalarFieldContainer[str]
+    history_times: bool
+    def __init__(self, model: _Optional[str] = ..., catalogue: _Optional[_Union[Catalogue, _Mapping]] = ..., embedding_dim: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., attributes: _Optional[_Iterable[str]] = ..., history_features: _Optional[_Iterable[str]] = ..., history_times: _Optional[bool] = ...) -> None: ...
 
 class Ranking(_message.Message):
-    __slots__ = ("model", "catalogue", "features", "tasks")
+    __slots__ = ("model", "catalogue", "features", "tasks", "history_features", "history_times")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TIMES_FIELD_NUMBER: _ClassVar[int]
     model: str
     catalogue: Catalogue
     features: _containers.RepeatedScalarFieldContainer[str]
     tasks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., catalogue: _Optional[_Union[Catalogue, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
+    history_features: _containers.RepeatedScalarFieldContainer[str]
+    history_times: bool
+    def __init__(self, model: _Optional[str] = ..., catalogue: _Optional[_Union[Catalogue, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., history_features: _Optional[_Iterable[str]] = ..., history_times: _Optional[bool] = ...) -> None: ...

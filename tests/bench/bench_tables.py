@@ -12,7 +12,6 @@ Memory: each line holds rows x tables x dim floats, EmbeddingBag with Adagrad tw
 
 import argparse
 import gc
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -36,7 +35,7 @@ from recsys.compression.robe import RobeTable
 from recsys.embedding import DenseTable, EmbeddingCollection, RowWiseAdagrad, TableSpec, UnifiedTable
 from recsys.embedding.collection import Backend
 from recsys.embedding.precision import PRECISIONS, pack, read_rows
-from tests.bench.peers import Ids, Step, bags_step
+from tests.bench.peers import Ids, Step, bags_step, least_ms
 
 
 def fused_step(
@@ -61,17 +60,6 @@ def bare_step(rows: list[int], dim: int, indices: Tensor, grad: Tensor) -> Step:
     )
     offsets = torch.arange(len(indices) + 1)
     return lambda: op(indices, offsets).backward(grad)
-
-
-def least_ms(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """CPU milliseconds of the fastest run of each, in turns."""
-    best = dict.fromkeys(steps, float("inf"))
-    for _ in range(repeats + 2):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            best[name] = min(best[name], (time.process_time() - start) * 1e3)
-    return best
 
 
 def report(title: str, steps: Mapping[str, Step], repeats: int) -> None:

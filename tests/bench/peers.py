@@ -1,5 +1,6 @@
-"""What both benchmarks of the tables share: the features, and the peer that torch alone offers."""
+"""What benchmarks share: features, the peer that torch alone offers for tables, and the clock."""
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -39,3 +40,14 @@ def bags_step(rows: int, dim: int, columns: Mapping[str, Tensor], grads: list[Te
         optimizer.zero_grad()
 
     return step
+
+
+def least_ms(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """CPU milliseconds of the fastest run of each, in turns."""
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            best[name] = min(best[name], (time.process_time() - start) * 1e3)
+    return best

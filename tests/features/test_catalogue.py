@@ -35,7 +35,17 @@ def read(database: Database, homes: dict[str, str], users: dict[str, Any] | None
     schema = parse_schema({"name": "t", "user": "user", "features": FEATURES}, where="test")
     rows = database.store_arrow("events", pa.table(EVENTS | events))
     listed = None if users is None else database.store_arrow("log_users", pa.table(users))
-    log = Log(events=rows, users=listed, items=None, homes=homes, time_unit="", num_read=6, num_bad=0, num_dropped=0)
+    log = Log(
+        events=rows,
+        users=listed,
+        items=None,
+        homes=homes,
+        time_unit="",
+        num_read=6,
+        num_bad=0,
+        num_dropped=0,
+        num_events=6,
+    )
     return read_catalogue(database, log, rows, schema, "user")
 
 

@@ -20,7 +20,7 @@ def test_data_config_round_trips() -> None:
     assert config.model_dump()["schema"] == config.schema_path == "schemas/shop.toml"
 
 
-@pytest.mark.parametrize("kind", ["published", "time", "last", "random"])
+@pytest.mark.parametrize("kind", ["published", "order", "time", "last", "random", "user"])
 def test_split_config_round_trips(kind: str) -> None:
     config = SplitConfig.model_validate({"kind": kind})
     assert SplitConfig.model_validate_json(config.model_dump_json()) == config
@@ -33,6 +33,14 @@ def test_meaning_does_not_follow_places() -> None:
     assert config.meaning() != DataConfig.model_validate(DATA | {"examples": "positive"}).meaning()
 
 
+def test_settings_that_are_not_given_leave_the_meaning_as_it_was() -> None:
+    """Prepared folders are named by it: those made before a setting existed are found again."""
+    meaning = DataConfig.model_validate(DATA).meaning()
+    assert not {"negatives", "downsample", "min_events"} & set(meaning)
+    given = DataConfig.model_validate(DATA | {"downsample": {"rate": 0.5}}).meaning()
+    assert given == meaning | {"downsample": {"rate": 0.5, "seed": 0}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -41,6 +49,13 @@ def test_meaning_does_not_follow_places() -> None:
         ({"split": {"kind": "rnd"}}, "split.kind: "),
         ({"split": {"kind": "random", "sed": 1}}, "unknown key 'sed', did you mean 'seed'"),
         ({"bad_rows": "ignore"}, "bad_rows: "),
+        ({"negatives": {"per_positive": 0}}, "negatives.per_positive: .* greater than or equal to 1"),
+        ({"negatives": {"kind": "in_batch"}}, "negatives.kind: "),
+        ({"negatives": {"kind": "popularity", "split": "own"}}, "which split 'own' does not know yet"),
+        ({"negatives": {"split": "own"}, "split": {"kind": "time"}}, "is for split.kind 'random', not for 'time'"),
+        ({"negatives": {}, "downsample": {"rate": 0.5}}, "lower per_positive instead"),
+        ({"downsample": {"rate": 1}}, "downsample.rate: .* less than 1"),
+        ({"downsample": {"rate": 0}}, "downsample.rate: .* greater than 0"),
     ],
 )
 def test_data_config_refuses_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -56,6 +71,7 @@ def test_data_config_refuses_in_one_line(change: dict[str, Any], message: str) -
         ({"kind": "published", "test": 0.2}, "split.test is not for kind 'published'"),
         ({"kind": "random", "column": "part"}, "split.column is for kind 'published'"),
         ({"kind": "time", "seed": 3}, "split.seed has no effect on kind 'time'"),
+        ({"kind": "order", "seed": 3}, "split.seed has no effect on kind 'order'"),
         ({"kind": "random", "test": 1}, "split.test is 1, accepted is a share below 1"),
         ({"kind": "last", "test": 1.5}, "split.test is 1.5, accepted is a share below 1, or a whole number"),
         ({"kind": "random", "test": 0.5, "validation": 0.5}, "leaves nothing to train on"),
@@ -71,3 +87,12 @@ def test_split_config_test_size() -> None:
     assert SplitConfig(kind="random").test_size == 0.1
     assert SplitConfig(kind="last", test=2).test_size == 2
     assert SplitConfig(kind="published").test_size == 0
+
+
+def test_split_by_day_is_all_train() -> None:
+    split = SplitConfig.model_validate({"kind": "day"})
+    assert (split.validation, split.test_size) == (0, 0)
+    assert SplitConfig.model_validate(split.model_dump()) == split
+    for name in ("validation", "test", "seed"):
+        with pytest.raises(ValidationError, match="takes no shares and no seed"):
+            SplitConfig.model_validate({"kind": "day", name: 1})

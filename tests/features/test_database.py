@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.database import Database, mix64_column, quoted, text
-from features.hashes import mix64
+from features.database import Database, hash64_column, mix64_column, quoted, text
+from features.hashes import hash64, mix64
 
 
 @pytest.fixture
@@ -38,6 +38,13 @@ def test_database_mixes_as_numpy_does(database: Database) -> None:
     rows = database.store_arrow("rows", pa.table({"a": ids}))
     mixed = database.fetch(rows.select(b=mix64_column(rows["a"], -5)))["b"].to_numpy()
     assert np.array_equal(mixed, mix64(ids, -5))
+
+
+def test_database_hashes_texts_and_leaves_nulls(database: Database) -> None:
+    rows = database.store_arrow("rows", pa.table({"a": ["x", None, "y", "x"]}))
+    hashed = database.fetch(rows.select(b=hash64_column(rows["a"])))["b"].to_pylist()
+    assert hashed == [hash64("x"), None, hash64("y"), hash64("x")]
+    assert database.fetch(rows.filter(rows["a"] == "z").select(b=hash64_column(rows["a"]))).num_rows == 0
 
 
 def test_database_mixes_nothing(database: Database) -> None:

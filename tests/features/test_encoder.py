@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.batch import Jagged
+from features.columns import as_table
 from features.encoder import Encoder, Statistic
 from features.hashes import hash64, mix64
-from features.spec import FeatureSchema, parse_schema
+from features.spec import FeatureSchema, FeatureSpec, parse_schema
 from features.vocab import Vocabulary
 
 Json = dict[str, Any]
@@ -300,6 +301,53 @@ def test_batch_bad_labels_are_named(change: dict[str, Any], message: str) -> Non
         Encoder.fit(schema, FRAME).batch(FRAME.assign(**change))
 
 
+def aged(by: str) -> Encoder:
+    age = {"name": "age", "by": by, "table": "t", "buckets": 8}
+    past = {"of": {"history": "item", "kinds": "kind"}, "max_length": 3, "age": age}
+    features = {"user": {"table": "t"}, "item": {"table": "t"}, "kind": {"table": "t", "history_only": True}}
+    named = {"name": "s", "user": "user", "item": "item", "features": features, "sequences": {"past": past}}
+    return Encoder.fit(parse_schema(named, "test"), pd.DataFrame({"user": [1], "item": [2], "kind": [3]}))
+
+
+@pytest.mark.parametrize(
+    ("by", "given", "expected"),
+    [("time", [0, 6, 7, 10**6], [3, 4, 7]), ("position", [9, 8, 2, 1], [7, 2, 1])],
+)
+def test_ages_are_encoded_by_their_formula(by: str, given: list[int], expected: list[int]) -> None:
+    encoder = aged(by)
+    for column in ([given], ["|".join(map(str, given))]):
+        found = encoder.encode(as_table(pd.DataFrame({"age": column}), ["age"]), ["age"])["age"]
+        assert isinstance(found, Jagged)
+        assert found.values.tolist() == expected
+    assert (encoder.num_embeddings("age"), encoder.counts("age")) == (8, None)
+
+
+@pytest.mark.parametrize(
+    ("by", "given", "message"),
+    [("time", [-1], "at least 0"), ("position", [2, 0], "at least 1"), ("time", ["soon"], "is a whole number")],
+)
+def test_ages_that_are_none_are_refused(by: str, given: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"feature 'age', row 0: .*{message}"):
+        aged(by).encode(as_table(pd.DataFrame({"age": [given]}), ["age"]), ["age"])
+
+
+def test_batch_leaves_out_what_only_past_events_have() -> None:
+    frame = pd.DataFrame({"user": [1], "item": [2]})
+    assert set(aged("time").batch(frame, labels=False).features) == {"user", "item"}
+
+
+def test_copies_of_features_read_the_same_ids() -> None:
+    encoder = aged("time")
+    copies = (
+        FeatureSpec(name="item-attention", vocabulary="item", table="narrow"),
+        FeatureSpec(name="age-attention", kind="id_list", vocabulary="age", table="narrow"),
+    )
+    extended = encoder.schema.model_copy(update={"features": encoder.schema.features + copies})
+    found = encoder.with_schema(FeatureSchema.model_validate(extended.model_dump()))
+    for copy, own in (("item-attention", "item"), ("age-attention", "age")):
+        assert found.num_embeddings(copy) == encoder.num_embeddings(own)
+
+
 def mixed() -> tuple[FeatureSchema, pd.DataFrame]:
     schema = schema_of(
         f={}, n={"vocabulary": "number"}, d={"kind": "dense", "transforms": [{"kind": "standardise"}]},
@@ -346,6 +394,37 @@ def test_parts_that_do_not_fit_the_schema_are_refused() -> None:
         Encoder(schema, encoder.vocabularies | {"f": refusing}, encoder.statistics)
     with pytest.raises(ValueError, match="'d' is dense"):
         encoder.num_embeddings("d")
+
+
+def test_grown_encodes_known_values_alike() -> None:
+    standardised: Json = {"kind": "dense", "missing": 0.0, "transforms": [{"kind": "standardise"}]}
+    schema = schema_of(a={}, b={"hashed": True}, c=standardised)
+    train = pa.table({"a": ["x", "y", None], "b": [1, 2, 3], "c": [1.0, 2.0, 9.0]})
+    before = Encoder.fit(schema, train)
+    after = before.grown({"a": (["w", "x"], [3, 4])})
+    for name, column in before.encode(train, ["a", "b", "c"]).items():
+        assert torch.equal(column, after.encode(train, [name])[name])  # type: ignore[arg-type]
+    assert after.vocabularies["a"].rows(["w"]).tolist() == [4]
+    assert after.counts("a").tolist() == [0, 1, 5, 1, 3]  # type: ignore[union-attr]
+    after.check_extends(before)
+    with pytest.raises(ValueError, match=r"counts do not fit the schema: missing \[\], not in it \['b'\]"):
+        before.grown({"b": ([1], [1])})
+
+
+@pytest.mark.parametrize(
+    ("a", "c", "schema", "message"),
+    [
+        (["x", "z"], [1.0, 3.0], {}, "vocabulary 'a' does not extend the older one: row 2 is 'z', was 'y'"),
+        (["x", "y"], [1.0, 5.0], {}, "feature 'c' has other statistics"),
+        (["x", "y"], [1.0, 3.0], {"chunks": 2}, "schema 'x' is not the one"),
+    ],
+)
+def test_encoder_that_does_not_extend_names_what_differs(a: Any, c: Any, schema: Json, message: str) -> None:
+    dense: Json = {"kind": "dense", "transforms": [{"kind": "standardise"}]}
+    older = Encoder.fit(schema_of(a={}, c=dense), pa.table({"a": ["x", "y"], "c": [1.0, 3.0]}))
+    other = Encoder.fit(schema_of(a=schema, c=dense), pa.table({"a": a, "c": c}))
+    with pytest.raises(ValueError, match=message):
+        other.check_extends(older)
 
 
 def test_shared_vocabulary_counts_all_its_readers() -> None:

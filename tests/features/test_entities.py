@@ -185,6 +185,56 @@ def test_bad_tables_are_named(raw: pa.Table, extra: Any, message: str) -> None:
         table_of(extra, raw=raw)
 
 
+def encoder_of(**more: Json) -> Encoder:
+    counts = {"user": ([1, 2], [1, 1]), "item": (["a", "b"], [3, 2])}
+    counts |= {"brand": (["x", "y", None], [1, 1, 1]), "tags": (["p", "q"], [1, 1])}
+    return Encoder.from_counts(schema_of(**more), counts)
+
+
+def test_grown_keeps_positions_and_appends() -> None:
+    table = table_of(["c"])
+    encoder = encoder_of().grown({"item": (["zz", "aa", "c"], [1, 1, 1]), "brand": (["w"], [2])})
+    later = pa.table({"item": ["zz", "b"], "brand": ["w", "y"], "price": [None, 7], "weight": [1.5, 2.5]})
+    grown = table.grown(encoder, later, ["aa", "a", None])
+    assert grown.raw_ids.tolist() == ["a", "b", "c", "d", "aa", "zz"]
+    assert torch.equal(grown.positions(table.raw_ids), table.positions(table.raw_ids))
+    assert grown.features.ids("item").tolist() == [1, 2, 4, 0, 3, 5, 0]
+    assert grown.features.ids("price").tolist() == [4.0, 7.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert grown.features.ids("brand").tolist() == [3, 3, 1, 1, 1, 4, 1]
+    assert lists_of(grown.features["tags"]) == [*lists_of(table.features["tags"])[:-1], [], [], []]
+    assert grown.column("title").to_pylist() == ["A", "B", None, "D", None, None], "b's is kept"
+    assert grown.column("weight").to_pylist() == [None, 2.5, None, None, None, 1.5]
+
+
+def test_grown_by_nothing_is_the_same() -> None:
+    table = table_of(price={"missing": "refuse"}, raw=ITEMS.slice(0, 2), extra_ids=())
+    same = table.grown(encoder_of(price={"missing": "refuse"}), None)
+    assert same.raw_ids.tolist() == table.raw_ids.tolist()
+    for name in ("item", "price", "brand"):
+        assert torch.equal(same.features.ids(name), table.features.ids(name)), "the unknown item's median too"
+    assert same.attributes.select(ITEMS.column_names).equals(table.attributes)
+
+
+def test_grown_from_an_empty_table_equals_built() -> None:
+    schema, encoder = schema_of(), encoder_of()
+    empty = EntityTable.build(schema, encoder, "item", ITEMS.slice(0, 0))
+    grown, built = empty.grown(encoder, ITEMS, ["c"]), table_of()
+    assert grown.raw_ids.tolist() == built.raw_ids.tolist()
+    assert grown.attributes.equals(built.attributes)
+    assert torch.equal(grown.features.ids("item"), built.features.ids("item"))
+
+
+def test_grown_keeps_what_an_unknown_entity_is() -> None:
+    table = table_of((), raw=ITEMS.slice(0, 2), price={"missing": "refuse"})
+    later = pa.table({"item": ["e", "f"], "price": [90.0, 91.0]})
+    grown = table.grown(encoder_of(price={"missing": "refuse"}), later)
+    assert grown.features.ids("price").tolist() == [4.0, 1.0, 90.0, 91.0, 1.0]
+    with pytest.raises(ValueError, match=r"\['price'\] refuse missing values, but id 'g' has no row"):
+        table.grown(encoder_of(price={"missing": "refuse"}), later, ["g"])
+    with pytest.raises(ValueError, match="holds strings, got ids of type int64"):
+        table.grown(encoder_of(), None, [1])
+
+
 @pytest.mark.parametrize("entity", ["user", "item"])
 def test_entities_are_named_in_messages(entity: Literal["user", "item"]) -> None:
     schema = parse_schema({"name": "x", entity: "i", "features": {"i": {"table": "ids"}}}, "x")

@@ -147,6 +147,24 @@ def test_examples_see_their_users_earlier_clicks_alone(database: Database, tmp_p
     assert found[1] == vocabulary.rows([item for some in expected for item in some]).tolist()
 
 
+def test_examples_of_ordered_histories_keep_their_time(database: Database, tmp_path: Path) -> None:
+    _, tables = stored(database, tmp_path / "ordered", schema_of())
+    for code, split in enumerate(SPLITS):
+        assert tables[split]["time"].to_pylist() == expected_rows(code)[TIME].to_pylist()
+    database.drop("events")
+    unordered = {"past": SEQUENCES["past"] | {"ordered": False}}
+    _, tables = stored(database, tmp_path / "sets", schema_of(sequences=unordered))
+    assert "time" not in tables["train"].column_names
+
+
+def test_features_of_past_events_stand_in_histories_alone(database: Database, tmp_path: Path) -> None:
+    features = FEATURES | {"hour": ID | {"history_only": True}}
+    learned, tables = stored(database, tmp_path, schema_of(features=features))
+    assert learned.histories is not None
+    assert learned.histories.columns == ("hour",)
+    assert "hour" not in tables["train"].column_names
+
+
 def test_sets_find_each_examples_own_item(database: Database, tmp_path: Path) -> None:
     unordered = {"past": SEQUENCES["past"] | {"ordered": False, "label": ""}}
     learned, tables = stored(database, tmp_path, schema_of(sequences=unordered, timestamp=""))

@@ -189,6 +189,73 @@ def test_request_history_is_cut_as_the_stored_one() -> None:
     assert everything.cut(group.model_copy(update={"ordered": False}), [0], [-1], item_table())["past"].lengths == 2
 
 
+def test_request_history_with_times_may_come_in_any_order() -> None:
+    times, items, actions = [30, 10, 20, 10], [5, 1, 4, 2], [0, 1, 2, 3]
+    request = Histories.of_request(items, {"action": np.array(actions)}, timestamps=times)
+    assert request.items.tolist() == [1, 2, 4, 5]  # ties as they came
+    assert request.column("action", np.arange(4)).tolist() == [1, 3, 2, 0]
+    assert request.latest() == 30
+    with pytest.raises(ValueError, match="columns hold"):
+        Histories.of_request(items, timestamps=[1, 2])
+
+
+@pytest.mark.parametrize(("now", "seen"), [(5, []), (10, []), (11, [1, 2]), (30, [1, 2, 4]), (31, [1, 2, 4, 5])])
+def test_request_history_sees_nothing_of_its_own_time_or_later(now: int, seen: list[int]) -> None:
+    request = Histories.of_request([5, 1, 4, 2], timestamps=[30, 10, 20, 10])
+    events, _ = request.slice([0], request.positions([0], timestamps=[now]), 9)
+    assert request.items[events].tolist() == seen
+
+
+def aged(by: str, **values: Any) -> SequenceGroup:
+    group = {"name": "history", "of": {"past": "item"}, "max_length": 3, "age": {"name": "age", "by": by, "table": "t"}}
+    return SequenceGroup.model_validate(group | values)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_age_by_position_numbers_what_is_seen_from_the_newest(tmp_path: Path, seed: int) -> None:
+    histories, _, rng = built(tmp_path, seed, ordered=True)
+    users, positions = rng.integers(-1, NUM_USERS, 50), rng.integers(-1, 12, 50)
+    cut = histories.cut(aged("position"), users, positions, item_table())
+    expected = [age for length in cut["past"].lengths.tolist() for age in range(length, 0, -1)]
+    assert cut["age"].values.tolist() == expected
+    assert cut["age"].offsets.tolist() == cut["past"].offsets.tolist()
+
+
+@pytest.mark.parametrize("ticks", [1, 1000])
+def test_age_by_time_is_that_of_the_seconds_to_the_example(tmp_path: Path, ticks: int) -> None:
+    events = random_events(np.random.default_rng(3), 60, ordered=True)
+    assert events.timestamps is not None
+    times = events.timestamps * 700
+    chunk = EventChunk(users=events.users, items=events.items, splits=events.splits, timestamps=times)
+    path = tmp_path / "h"
+    Histories.build(path, [chunk], num_users=NUM_USERS, ordered=True, ticks_per_second=ticks)
+    histories = Histories.open(path)
+    positions = histories.positions(events.users, timestamps=times)
+    cut = histories.cut(aged("time"), events.users, positions, item_table(), times=times)["age"]
+    seen, offsets = histories.slice(events.users, positions, 3)
+    seconds = (np.repeat(times, np.diff(offsets)) - histories.column("timestamps", seen)) // ticks
+    assert cut.values.tolist() == [1 + int(np.log2(1 + second)) for second in seconds]
+    with pytest.raises(ValueError, match="'age' is by time, which needs the times of examples"):
+        histories.cut(aged("time"), events.users, positions, item_table())
+
+
+def test_latest_is_the_newest_visible_event(tmp_path: Path) -> None:
+    histories, events, _ = built(tmp_path, 2, ordered=True)
+    assert events.timestamps is not None
+    assert histories.latest() == events.timestamps.max()
+    assert histories.latest(histories.ends(["train"])) == events.timestamps[events.splits == 0].max()
+    assert Histories.of_request([], timestamps=[]).latest() == 0
+
+
+def test_ten_thousand_events_are_cut_as_a_few() -> None:
+    size = 10_000
+    group = aged("position", max_length=size)
+    cut = Histories.of_request(np.arange(2 * size) % NUM_ITEMS).cut(group, [0, 0], [-1, size // 2], item_table())
+    assert cut["past"].lengths.tolist() == [size, size // 2]
+    expected = [*range(size, 0, -1), *range(size // 2, 0, -1)]
+    assert cut["age"].values.tolist() == expected
+
+
 def test_cut_refuses_the_other_kind_and_missing_columns(tmp_path: Path) -> None:
     histories, _, _ = built(tmp_path, 4, ordered=True)
     unordered = SequenceGroup(name="history", of={"past": "item"}, max_length=3, ordered=False)

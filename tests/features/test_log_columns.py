@@ -131,3 +131,14 @@ def test_a_column_may_not_be_text_and_a_number(database: Database) -> None:
 def test_time_unit_says_what_times_are(database: Database, time: Any, unit: str) -> None:
     tables = {"events": table(database, "events", u=["1"] * len(time), time=time)}
     assert LogColumns(database, tables, schema_of({"u": ID}, timestamp="time"), "").time_unit == unit
+
+
+def test_labels_without_a_column_are_one_where_all_are_positive(database: Database) -> None:
+    tables = {"events": table(database, "events", u=["1", "2"], bought=["0", "1"])}
+    schema = schema_of({"u": ID}, labels={"click": {}, "bought": {}})
+    columns = LogColumns(database, tables, schema, "", positives_only=True)
+    found = values_of(database, columns, "events")
+    assert found["label:click"] == [1.0, 1.0]
+    assert found["label:bought"] == [0.0, 1.0]
+    with pytest.raises(ValueError, match="no column 'click' for label 'click'"):
+        LogColumns(database, tables, schema, "")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.database import Database
+from features.log_columns import DROPPED
 from features.logs import NUMBER, TIME, BadRowFiles, Log, LogRules, label_column, read_log
 from features.sources import SourceRequest, make_source
 from features.spec import FeatureSchema, parse_schema
@@ -59,6 +60,13 @@ def test_label_drops_rows_and_leaves_gaps_in_the_numbers(database: Database, tmp
     log = read(database, tmp_path, GOOD.replace("10,5", "10,3") + "c,z,3,30,4\n")
     assert [row[NUMBER] for row in rows_of(database, log)] == [1, 2]
     assert (log.num_read, log.num_dropped) == (3, 1)
+
+
+def test_label_marks_rows_where_histories_are_ordered(database: Database, tmp_path: Path) -> None:
+    past = {"past": {"of": {"history": "item"}, "max_length": 3}}
+    log = read(database, tmp_path, GOOD.replace("10,5", "10,3") + "c,z,3,30,4\n", sequences=past)
+    assert [(row[NUMBER], row[DROPPED]) for row in rows_of(database, log)] == [(0, True), (1, False), (2, False)]
+    assert (log.num_read, log.num_dropped, log.num_events) == (3, 1, 3)
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,83 @@ def published(dataset: str, out: Path) -> Prepared:
     return prepare(config, data_root=Path(str(DATA)), schema_dir=ROOT / "configs", out=out)
 
 
+NEGATIVES: dict[str, Any] = {"kind": "uniform", "per_positive": 2, "seed": 3}
+
+
+def clicks(shop: Path, schema: str = SCHEMA) -> None:
+    """The log as one of clicks alone, without a column that says so."""
+    frame().drop(columns="click").to_csv(shop / "shop" / "log.csv", index=False)
+    (shop / "shop.toml").write_text(schema)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popularity"])
+def test_negatives_join_the_examples_and_nothing_else(shop: Path, kind: str) -> None:
+    clicks(shop)
+    plain = Prepared.open(make_without_labels(shop).path)
+    prepared = make(shop, negatives=NEGATIVES | {"kind": kind})
+    assert prepared.counts | plain.counts == prepared.counts | {s: plain.counts[s] for s in plain.splits}
+    assert prepared.manifest["negatives"] + 200 == sum(prepared.counts[split] for split in prepared.splits)
+    assert prepared.histories is not None
+    assert plain.histories is not None
+    assert np.array_equal(prepared.histories.items, plain.histories.items)
+    for split in prepared.splits:
+        rows = pq.read_table(prepared.files(split)).to_pandas()
+        own = rows[rows["label:click"] > 0]
+        assert own["item"].tolist() == pq.read_table(plain.files(split))["item"].to_pylist()
+        known = set(zip(prepared_pairs(plain, "user"), prepared_pairs(plain, "item"), strict=True))
+        drawn = rows[rows["label:click"] == 0]
+        assert not known & set(zip(drawn["user"], drawn["item"], strict=True))
+
+
+def make_without_labels(shop: Path) -> Prepared:
+    (shop / "plain.toml").write_text(SCHEMA.replace("[labels.click]", ""))
+    return make(shop, schema="plain.toml")
+
+
+def prepared_pairs(prepared: Prepared, column: str) -> list[int]:
+    return [value for split in prepared.splits for value in pq.read_table(prepared.files(split))[column].to_pylist()]
+
+
+def test_negatives_see_the_history_of_their_positive(shop: Path) -> None:
+    clicks(shop)
+    rows = pq.read_table(make(shop, negatives=NEGATIVES).files("train")).to_pandas()
+    owner = (rows["label:click"] > 0).cumsum()
+    assert (rows.groupby(owner)[["user", "position"]].nunique() == 1).all(axis=None)
+
+
+def test_negatives_may_be_split_row_by_row(shop: Path) -> None:
+    clicks(shop, SCHEMA.replace('[sequences.past]\nof = { history = "item" }\nmax_length = 5\n', ""))
+    split = {"kind": "random", "test": 0.2, "validation": 0.1}
+    prepared = make(shop, split=split, negatives=NEGATIVES | {"split": "own"})
+    rows = sum(prepared.counts[split] for split in prepared.splits)
+    assert prepared.counts["test"] == int(0.2 * rows + 0.5)
+    assert prepared.counts["validation"] == int(0.1 * rows + 0.5)
+
+
+def test_downsampling_thins_negative_train_examples_alone(shop: Path) -> None:
+    whole, thin = make(shop), make(shop, downsample={"rate": 0.25, "seed": 1})
+    assert (whole.negative_rate, thin.negative_rate) == (1.0, 0.25)
+    for split in ("validation", "test"):
+        assert pq.read_table(thin.files(split)).equals(pq.read_table(whole.files(split)))
+    kept, all_rows = (pq.read_table(one.files("train"))["label:click"].to_numpy() for one in (thin, whole))
+    assert kept.sum() == all_rows.sum()
+    assert 0.1 < (kept == 0).sum() / (all_rows == 0).sum() < 0.4
+    assert thin.histories is not None
+    assert thin.histories.num_events == 200
+
+
+def test_users_may_be_split_with_histories(shop: Path) -> None:
+    prepared = make(shop, split={"kind": "user", "validation": 0.3, "test": 0.3, "seed": 3})
+    users = [set(pq.read_table(prepared.files(split))["user"].to_pylist()) for split in prepared.splits]
+    assert sum(len(some) for some in users) == len(set.union(*users)) == 9
+
+
+@pytest.mark.parametrize("kind", ["order", "random"])
+def test_splits_that_mix_times_are_refused_with_histories(shop: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"kind '{kind}' would put test clicks into the histories"):
+        make(shop, split={"kind": kind})
+
+
 @needs_data
 @pytest.mark.slow
 def test_gowalla_prepares_to_its_published_counts(tmp_path: Path) -> None:
@@ -299,11 +376,6 @@ def test_movielens_prepares_to_its_published_samples(tmp_path: Path) -> None:
     batch, _ = next(iter(prepared.view("test").loader(4096, seed=0).epoch(0)))
     assert set(batch.features) == {"user", "movie", "gender", "age", "occupation", "zip"}
     assert prepared.encoder.num_embeddings("gender") == 3
-
-
-def test_a_random_split_of_ordered_histories_is_refused(shop: Path) -> None:
-    with pytest.raises(ValueError, match="test clicks into the histories"):
-        make(shop, split={"kind": "random"})
 
 
 def test_prepare_reuses_what_another_process_made_meanwhile(shop: Path) -> None:

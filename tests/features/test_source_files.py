@@ -23,6 +23,7 @@ from features.source_files import (
     delimited_table,
     missing_column,
     parquet_table,
+    split_columns,
 )
 
 COMMA = Delimited(delimiter=",")
@@ -191,3 +192,15 @@ def test_missing_column_names_file_and_the_nearest(database: Database, tmp_path:
     assert str(error) == (
         "events (log.csv): no column 'userid' for feature 'user', did you mean 'user_id'? (it has user_id, item)"
     )
+
+
+def test_split_columns_are_the_pieces(database: Database, tmp_path: Path) -> None:
+    file = written(tmp_path / "train.csv", "1-2-3,x-9\n1-2,x-9\n4--6,y-8\n,y-8\n7-8-9-0,z-1\n")
+    table = delimited_table(database, "events", [file], Delimited(delimiter=",", names=("abc", "de")))
+    found = split_columns(database, table, {"abc": ("a", "b", "c"), "de": ("d", "e")}, "-")
+    rows = rows_of(database, found)
+    assert [[row[name] for name in "abcde"] for row in rows] == [["1", "2", "3", "x", "9"], ["4", None, "6", "y", "8"]]
+    assert [row[ROW] for row in rows] == [1, 3]
+    problem = "is not 3 values joined by '-' and 2 values joined by '-'"
+    assert found.malformed == tuple(("train.csv", line, problem) for line in (2, 4, 5))
+    assert {row[SPLIT] for row in rows} == {"train"}

@@ -1,6 +1,7 @@
 """Published formats, each in the smallest file that shows it, and the real ones where they are."""
 
 import gzip
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,116 @@ def test_movielens_parquet_takes_zero_for_unknown(database: Database, tmp_path: 
     ]
 
 
+def test_taobao_reads_every_event(database: Database, tmp_path: Path) -> None:
+    lines = ["1,2268318,2520377,pv,1511544070", "1,2333346,2520771,buy,1511561733", "100,5,6,fav,1512000000"]
+    (tmp_path / "UserBehavior.csv").write_text("\n".join(lines) + "\n")
+    rows = read(database, "taobao", path=str(tmp_path))["events"]
+    assert [",".join(row.values()) for row in rows] == lines
+    assert list(rows[0]) == ["user", "item", "category", "behaviour", "time"]
+
+
+def test_criteo_reads_every_field(database: Database, tmp_path: Path) -> None:
+    fields = ["1", "3", "-2", *("" for _ in range(11)), *(f"{number:08x}" for number in range(25)), ""]
+    (tmp_path / "day_0").write_text("\t".join(fields) + "\n" + "0" + "\t" * 39 + "\n")
+    first, second = read(database, "criteo", path=str(tmp_path / "day_0"))["events"]
+    assert ["" if value is None else value for value in first.values()] == fields
+    assert list(first) == ["label", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27))]
+    assert [value for value in second.values() if value is not None] == ["0"]
+
+
+def test_frappe_reads_every_field(database: Database, tmp_path: Path) -> None:
+    lines = ["0-957-964-971-973-976-985-1065,0-4082", "956-960-970-972-975-984-1064-1297,4081-4083"]
+    (tmp_path / "cfm_train.csv").write_text("\n".join(lines) + "\n")
+    rows = read(database, "frappe", path=str(tmp_path / "cfm_train.csv"))["events"]
+    assert [f"{'-'.join(list(row.values())[:8])},{row['item']}-{row['cost']}" for row in rows] == lines
+
+
+REVIEWS: list[dict[str, Any]] = [
+    {"reviewerID": "A1", "asin": "B1", "reviewerName": "Zoë \"Z\"", "helpful": [0, 2], "reviewText": "a | b\nc",
+     "overall": 5.0, "summary": "", "unixReviewTime": 1370736000, "reviewTime": "06 9, 2013"},
+    {"overall": 4.0, "vote": "3", "verified": True, "reviewTime": "10 20, 2014", "reviewerID": "A2", "asin": "B2",
+     "style": {"Format:": " DVD"}, "unixReviewTime": 1413763200, "image": ["u"], "new": [1, None]},
+]  # fmt: skip
+PRODUCTS: list[dict[str, Any]] = [
+    {"asin": "B1", "categories": [["Electronics", "GPS"], ["Electronics", "Radio"]], "price": 14.99,
+     "related": {"also_bought": ["B2"]}, "salesRank": {"Electronics": 7}, "title": "It's"},
+    {"asin": "B2", "category": ["Movies", "DVD"], "price": "$9.99", "rank": "1,2", "brand": None},
+    {"asin": "B3"},
+]  # fmt: skip
+
+
+def regained(row: dict[str, Any]) -> dict[str, Any]:
+    """The record of a row: text, or what its JSON form stands for; `other` opened."""
+    others = json.loads(row["other"]) if row["other"] else {}
+    return {name: value for name, value in row.items() if name not in ("other", "last_category")} | others
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_amazon_reads_without_loss(database: Database, tmp_path: Path, python: bool) -> None:
+    """`python`: the metadata of 2014, which are Python literals."""
+    form: Any = repr if python else json.dumps
+    (tmp_path / "reviews_X_5.json").write_text("".join(json.dumps(review) + "\n" for review in REVIEWS))
+    (tmp_path / "meta_X.json.gz").write_bytes(gzip.compress("".join(f"{form(p)}\n" for p in PRODUCTS).encode()))
+    found = read(database, "amazon", path=str(tmp_path))
+    for rows, records in ((found["events"], REVIEWS), (found["items"], PRODUCTS)):
+        assert len(rows) == len(records)
+        for row, record in zip(rows, records, strict=True):
+            values = {name: value for name, value in regained(row).items() if value is not None}
+            for name, value in values.items():
+                assert value == record[name] or json.loads(value) == record[name]
+            assert set(values) == {name for name, value in record.items() if value is not None}
+    assert [row["last_category"] for row in found["items"]] == ["Radio", "DVD", None]
+
+
+def dmr_line(row: dict[str, Any]) -> list[str]:
+    """The 267 fields of a row of ours."""
+    masks = {name: row[name].split("|") for name in ("mask", "match_mask")}
+    histories = []
+    for name in ("btag_his", "cate_his", "brand_his"):
+        values = iter(row[name].split("|"))
+        histories += [next(values) if mask != "0" else "0" for mask in masks["mask"]]
+    rest = [value for name, value in row.items() if not name.endswith(("_his", "mask"))]
+    return [*histories, *masks["mask"], *masks["match_mask"], *rest]
+
+
+def test_alimama_histories_are_the_places_that_are_used(database: Database, tmp_path: Path) -> None:
+    used = ["0"] * 47 + ["1"] * 3
+    groups = [[f"{group}{place}" if mask == "1" else "0" for place, mask in enumerate(used)] for group in (1, 2, 3)]
+    line = [value for group in (*groups, used, ["0"] * 50) for value in group] + [str(number) for number in range(17)]
+    (tmp_path / "log.txt").write_text(",".join(line) + "\n" + ",".join(["0"] * 266 + ["NULL"]) + "\n")
+    first, second = read(database, "alimama_dmr", path=str(tmp_path / "log.txt"))["events"]
+    assert (first["cate_his"], first["user"], first["clk"]) == ("247|248|249", "0", "16")
+    assert (second["cate_his"], second["clk"]) == ("", None)
+    assert dmr_line(first) == line
+
+
+@needs_data
+def test_alimama_rows_are_read_without_loss(database: Database) -> None:
+    path = Path(str(DATA)) / "alimama_dmr_500" / "alimama_sampled_train.txt.gz"
+    rows = read(database, "alimama_dmr", path=str(path))["events"]
+    with gzip.open(path, "rt") as lines:
+        assert [dmr_line(row) for row in rows] == [line.strip().split(",") for line in lines]
+    assert len(rows) == 500
+
+
+@needs_data
+def test_criteo_and_frappe_rows_are_read_without_loss(database: Database) -> None:
+    root = Path(str(DATA))
+    criteo = read(database, "criteo", root=root, path="criteo_10k/train_examples.txt.gz")["events"]
+    with gzip.open(root / "criteo_10k" / "train_examples.txt.gz", "rt") as lines:
+        expected = [line.rstrip("\n").split("\t") for line in lines]
+    assert [[value or "" for value in row.values()] for row in criteo] == expected
+    database.drop("raw_events")
+    frappe = read(database, "frappe", root=root, path="frappe", files={"events": "cfm_*.csv.gz"})["events"]
+    assert len({tuple(row.values()) for row in frappe}) == 96_195
+
+
+def test_amazon_refuses_a_table_of_users(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "reviews.json").write_text("{}\n")
+    with pytest.raises(ValueError, match="reads no table of users"):
+        read(database, "amazon", path=str(tmp_path), files={"events": "reviews.json", "users": "reviews.json"})
+
+
 def test_adjacency_refuses_a_table_of_users(database: Database, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("1 2\n")
     with pytest.raises(ValueError, match="reads no table of users"):
@@ -172,7 +283,8 @@ def test_a_users_class_is_a_source(database: Database, tmp_path: Path, monkeypat
 
 
 def test_every_source_has_a_name_in_the_table() -> None:
-    assert set(SOURCES) == {"parquet", "csv", "tsv", "movielens", "adjacency", "world"}
+    published = {"movielens", "adjacency", "criteo", "frappe", "taobao", "amazon", "alimama_dmr"}
+    assert set(SOURCES) == {"parquet", "csv", "tsv", "world", *published}
 
 
 def test_named_keeps_unmapped_columns(database: Database, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from features.spec import (
     parse_schema,
 )
 
+SCHEMAS = Path(__file__).resolve().parents[2] / "configs" / "schemas"
 TEXT = """
 name = "shop"
 user = "user"
@@ -123,6 +124,46 @@ def test_hashed_features_share_salts_by_name() -> None:
     assert list(schema.vocabularies) == ["user", "category"]
 
 
+REPEATED = {"history": "item", "history_category": "category", "history_action": "action"}
+PAST: dict[str, Any] = {"of": REPEATED, "max_length": 3}
+
+
+def with_actions(**age: Any) -> FeatureSchema:
+    named = {"age": {"name": "history_age", "by": "position", "table": "ages", "chunks": 2} | age} if age else {}
+    return shop(**with_feature("action", history_only=True), sequences={"past": PAST | named})
+
+
+def test_features_of_past_events_are_no_inputs_of_their_own() -> None:
+    schema = with_actions()
+    assert [spec.name for spec in schema.inputs] == ["user", "item", "category", "price", *REPEATED]
+    assert "action" in schema.vocabularies
+    assert schema.feature("history_action").vocabulary == "action"
+
+
+def test_age_is_an_input_with_ids_of_its_own() -> None:
+    schema = with_actions(by="time")
+    spec = schema.feature("history_age")
+    assert schema.inputs[-1] == schema.source("history_age") == spec
+    assert (spec.kind, spec.table, spec.chunks, spec.salt, spec.max_length) == ("id_list", "ages", 2, "history_age", 3)
+    assert "history_age" not in schema.vocabularies
+    assert schema.ages == {"history_age": schema.sequences[0].age}
+    assert FeatureSchema.from_json(schema.to_json()) == schema
+
+
+def test_alignment_pairs_what_the_target_has() -> None:
+    found = with_actions(by="position").alignment("past")
+    assert found.pairs == {"item": "history", "category": "history_category"}
+    assert found.alone == ("history_action", "history_age")
+    with pytest.raises(ValueError, match=r"no sequence group 'clicks', it has \['past'\]"):
+        with_actions().alignment("clicks")
+
+
+def test_new_settings_leave_old_schemas_as_they_were() -> None:
+    """Prepared folders and bundles are named by this hash."""
+    expected = "46a04d886c8144d2a65ff10e85eb7ad1471ff97342732a66fa207a21c002793b"
+    assert FeatureSchema.load(SCHEMAS / "demo.toml").content_hash == expected
+
+
 def test_vocabularies_name_their_readers() -> None:
     tables = tomllib.loads(TEXT)["features"]
     tables["wish"] = {"kind": "id_list", "table": "ids", "vocabulary": "item", "chunks": 2}
@@ -155,6 +196,8 @@ def test_vocabularies_name_their_readers() -> None:
         ({"table": "ids", "name": "a.b"}, "name 'a.b' must consist of"),
         ({"table": "ids", "vocabulary": "../v"}, "vocabulary '../v' must consist of"),
         ({"table": "ids.x"}, "table 'ids.x' must consist of"),
+        ({"table": "ids", "history_only": True, "entity": "item"}, "history_only is for ids of events"),
+        ({"table": "ids", "history_only": True, "kind": "id_list"}, "history_only is for ids of events"),
     ],
 )  # fmt: skip
 def test_feature_settings_without_effect_are_refused(values: dict[str, Any], reason: str) -> None:
@@ -200,6 +243,9 @@ def with_feature(name: str, **values: Any) -> dict[str, Any]:
         (with_feature("b", vocabulary="item"), "differ in chunks"),
         (with_feature("b", vocabulary="item", transforms=[{"kind": "bucketise", "num_buckets": 2}]), "is bucketised"),
         (with_feature("b", hashed=True, shares="item"), "must be hashed"),
+        (with_feature("b", history_only=True), "'b' is history_only, but no sequence repeats it"),
+        ({"sequences": {"past": {"of": {"h": "item", "i": "item"}, "max_length": 3}}}, "repeats a feature twice"),
+        ({"sequences": {"past": PAST | {"age": {"name": "item", "by": "time", "table": "t"}}}}, "must be unique"),
     ],
 )  # fmt: skip
 def test_schema_parts_that_disagree_are_refused(changes: dict[str, Any], reason: str) -> None:

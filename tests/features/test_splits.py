@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 
 from features.data_config import SplitConfig
@@ -92,6 +93,45 @@ def test_time_split_places_other_events_by_their_time(database: Database) -> Non
     table = log().set_column(3, EXAMPLE, pa.array(np.arange(NUM_ROWS) % 2 == 0))
     found, times = codes(database, table, kind="time"), table[TIME].to_numpy()
     assert times[found == 0].max() < times[found == 1].min() <= times[found == 1].max() < times[found == 2].min()
+
+
+def test_order_split_cuts_the_file_where_shares_say(database: Database) -> None:
+    found = codes(database, log().drop_columns([TIME, "user"]), user="", kind="order", validation=0.1, test=0.2)
+    assert np.array_equal(found, np.repeat([0, 1, 2], [2100, 300, 600]))
+
+
+def test_order_split_counts_examples_alone(database: Database) -> None:
+    table = log().set_column(3, EXAMPLE, pa.array(np.arange(NUM_ROWS) % 3 == 0))
+    found = codes(database, table, kind="order", test=0.1, validation=0.1)
+    assert np.bincount(found[::3]).tolist() == [800, 100, 100]
+    assert (np.diff(found) >= 0).all()
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_user_split_follows_the_hash_of_the_user(database: Database, text: bool) -> None:
+    users = log()["user"].to_pylist()
+    named: list[Any] = [f"u{user}" if text else user for user in users]
+    found = codes(database, log(user=named), kind="user", validation=0.2, test=0.3, seed=4)
+    ids = np.array([hash64(user) if text else user for user in named])
+    place = (mix64(ids, hash64("users/4", salt="splits")).astype(np.float64) + 2.0**63) / 2.0**64
+    assert np.array_equal(found, np.where(place < 0.3, 2, np.where(place < 0.5, 1, 0)))
+
+
+def test_user_split_keeps_users_whole_when_others_join(database: Database) -> None:
+    table = log()
+    found = codes(database, table, kind="user")
+    few = table.filter(pa.compute.less(table["user"], 60))
+    again = codes(database, few, kind="user", test=0.1)
+    both = found[table["user"].to_numpy() < 60]
+    assert np.array_equal(both, again)
+    assert all(len(set(found[rows])) == 1 for rows in by_user(table, range(NUM_ROWS)).values())
+
+
+def test_user_split_trains_on_rows_without_a_user(database: Database) -> None:
+    users = [None if row % 2 else user for row, user in enumerate(log()["user"].to_pylist())]
+    found = codes(database, log(user=users), kind="user", validation=0.2, test=0.2)
+    assert not found[1::2].any()
+    assert set(found[::2].tolist()) == {0, 1, 2}
 
 
 def naive_last(table: pa.Table, test: float, validation: float) -> np.ndarray[Any, Any]:
@@ -180,9 +220,10 @@ def test_a_split_names_what_it_needs(
         codes(database, log().drop_columns(absent), **config)
 
 
-def test_last_split_needs_users(database: Database) -> None:
+@pytest.mark.parametrize("kind", ["last", "user"])
+def test_splits_of_users_need_users(database: Database, kind: str) -> None:
     with pytest.raises(ValueError, match="needs `user` in the schema"):
-        codes(database, log(), user="", kind="last")
+        codes(database, log(), user="", kind=kind)
 
 
 @pytest.mark.parametrize(

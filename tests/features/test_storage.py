@@ -293,3 +293,22 @@ def test_write_to_a_full_disk_names_what_was_to_be_written(
     with pytest.raises(FileNotFoundError) as absent, aside(tmp_path / "made"):
         (tmp_path / "absent").read_bytes()
     assert absent.value.filename == str(tmp_path / "absent")
+
+
+def test_scratch_folder_is_gone_afterwards(tmp_path: Path) -> None:
+    with storage.scratch_folder(tmp_path / "work") as folder:
+        (folder / "file").touch()
+        assert folder.parent == tmp_path
+    with pytest.raises(ValueError, match="stopped"), storage.scratch_folder(tmp_path / "work"):
+        raise ValueError("stopped")
+    assert not list(tmp_path.iterdir())
+
+
+def test_scratch_folder_takes_away_what_a_killed_one_left(tmp_path: Path) -> None:
+    left, other = tmp_path / ".aside-0123456789ab-work", tmp_path / ".aside-0123456789ab-else"
+    for folder in (left, other):
+        folder.mkdir()
+    with storage.scratch_folder(tmp_path / "work") as one, storage.scratch_folder(tmp_path / "work") as two:
+        assert one.is_dir() and two.is_dir() and one != two  # noqa: PT018
+        assert not left.exists()
+    assert list(tmp_path.iterdir()) == [other]

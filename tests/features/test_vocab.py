@@ -57,6 +57,41 @@ def test_vocabulary_grown_leaves_old_rows_untouched(raw: list[Any], later: list[
     assert after.row_counts()[rows].tolist() == [(raw + later).count(value) for value in raw + later]
 
 
+def test_vocabulary_grown_of_a_catalogue_gives_rows_to_ids_without_occurrences() -> None:
+    before = Vocabulary.from_counts("v", [5], [0], unseen="refuse", min_count=0)
+    assert before.grown([3, 5], [0, 2]).raw_ids.tolist() == [5, 3]
+    assert counted([5]).grown([3], [0]).raw_ids.tolist() == [5], "min_count is 1"
+
+
+@settings(deadline=None)
+@given(raw=RAW, later=RAW)
+def test_vocabulary_extends_what_it_was_grown_from(raw: list[Any], later: list[Any]) -> None:
+    known = [v for v in raw if v is not None]
+    later = [v for v in later if v is None or not known or isinstance(v, type(known[0]))]
+    before = counted(raw)
+    after = before.grown(later, np.ones(len(later)))
+    after.check_extends(before)
+    if after.num_rows > before.num_rows:
+        with pytest.raises(ValueError, match=f"has {before.num_rows} rows, the older {after.num_rows}"):
+            before.check_extends(after)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (counted([1, 3]), "row 2 is 3, was 2"),
+        (counted(["1", "2"]), "row 1 is '1', was 1"),
+        (counted([None, 2]), "row 1 is None, was 1"),
+        (counted([1]).grown([None], [1]), "row 2 is None, was 2"),
+        (counted([1, 2], min_count=2), "min_count is 2, was 1"),
+        (counted([1, 2], unseen="refuse"), "unseen is 'refuse', was 'own_row'"),
+    ],
+)
+def test_vocabulary_that_does_not_extend_names_what_differs(other: Vocabulary, message: str) -> None:
+    with pytest.raises(ValueError, match=f"vocabulary 'v' does not extend the older one: {message}"):
+        other.check_extends(counted([1, 2]))
+
+
 @settings(deadline=None)
 @given(raw=RAW, later=st.booleans())
 def test_vocabulary_save_load_round_trips(

@@ -9,6 +9,8 @@ HASHES = {
     "small": "f4019d1ac034bda6dfe1be00c967f8bcb4cd73f05a3bb39bb560e5aa14aeb702",
     "bigids": "b577774d222c452190e7834c6d6fe1010d8df802aa3cbd964cba42ca0489a574",
     "bigids_small": "ab326ddbfa1c814c2e8d6609a63b9f659452515028a777b4c66afe152ea1bb53",
+    "planted": "00b9f68615cbb1d64343fad02f936b44bd083beb5baf34cf242e554d32a4400a",
+    "planted_small": "40ecfad30ae3f026a787fc2e83ac258915b56ecf18562af35aa0eccc689d08b6",
 }
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import recsys.laws.table
 from recsys.compression import COMPRESSIONS
-from recsys.embedding.table import EmbeddingTable, Reader, Store, TableSpec
+from recsys.embedding.store import Store
+from recsys.embedding.table import EmbeddingTable, Reader, TableSpec
 from recsys.laws.table import CASES, LAWS, verdicts
 
 PAIRS = [pytest.param(law, CASES[name], id=f"{name}-{law}") for name in CASES for law in LAWS]

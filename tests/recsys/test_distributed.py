@@ -25,6 +25,7 @@ def test_collectives_are_no_ops_in_one_process() -> None:
     assert (distributed.rank(), distributed.world_size(), distributed.is_distributed()) == (0, 1, False)
     assert distributed.all_reduce_sum(rows) is rows
     assert distributed.gather_rows(rows, torch.arange(3)) is rows
+    assert distributed.gather_ragged(rows) is rows
     assert distributed.gather_counts(3) == [3]
     assert distributed.broadcast_object({"a": 1}) == {"a": 1}
     assert distributed.gather_objects("x") == ["x"]
@@ -147,6 +148,8 @@ def check_dummy_rows() -> None:
 
 def check_counts() -> None:
     assert distributed.gather_counts(distributed.rank() + 3) == [3, 4]
+    mine = torch.arange(distributed.rank() + 1) + 10 * distributed.rank()
+    assert distributed.gather_ragged(mine).tolist() == [0, 10, 11]
     with pytest.raises(ValueError, match=r"ranks hold \[1, 2\] rows; 3 rows dealt in turn are \[2, 1\]"):
         distributed.gather_rows(torch.zeros(distributed.rank() + 1, 2))
 

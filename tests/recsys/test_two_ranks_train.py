@@ -101,6 +101,17 @@ def test_two_ranks_train_what_one_process_trains(project: Project, name: str) ->
     assert_close(weights_of(two), weights_of(one), rtol=1e-4, atol=1e-5)
 
 
+def test_two_ranks_start_from_what_one_process_trained(project: Project, tmp_path: Path, name: str) -> None:
+    parent = project.whole(name, 1)[0]
+    for ranks in (1, 2):
+        more = ("--init-from", str(parent), "--name", f"child{ranks}", "training.max_epochs=1")
+        ended = project.train(name, tmp_path, *more, num_ranks=ranks)
+        assert [rank.code for rank in ended] == [0] * ranks, ended
+    for mine, other in zip(evaluations(tmp_path / "child2"), evaluations(tmp_path / "child1"), strict=True):
+        assert_close(mine, other, rtol=0, atol=1e-4)
+    assert_close(weights_of(tmp_path / "child2"), weights_of(tmp_path / "child1"), rtol=1e-4, atol=1e-5)
+
+
 def test_two_ranks_evaluate_what_one_process_evaluates(project: Project, name: str) -> None:
     """The test report of what two ranks trained, against that of what one process trained."""
     (one, _), (two, _) = project.whole(name, 1), project.whole(name, 2)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from serving.attribution import Attribution
@@ -67,6 +68,19 @@ def test_client_scores_columns_of_any_form(client: Client, pipeline: Pipeline) -
         answer = client.score(user=3, items=[1, 2], columns=columns)
         np.testing.assert_array_equal(answer.scores, expected.scores)
         assert answer.bundle_id == pipeline.bundle_id
+
+
+def test_client_says_what_was_and_when(client: Client, pipeline: Pipeline) -> None:
+    past: dict[str, Any] = {"history": [1, 2, 3], "history_times": [30, 10, 20], "time": 25}
+    scored = client.score(
+        items=[4], columns={"hour": 2, "device": "phone"}, history_features={"hour": [1, 2, 3]}, **past
+    )
+    hours = {"hour": pa.array([2, 3])}
+    sorted_out = ScoreQuery(items=[4], columns=CONTEXT, history=[2, 3], history_features=hours)
+    np.testing.assert_array_equal(scored.scores, pipeline.score(sorted_out).scores)
+    assert scored.unread_history_ids == 1
+    found = client.retrieve(k=5, **past)
+    assert found.items.tolist() == client.retrieve(k=5, history=[2, 3], excluded=[1]).items.tolist()
 
 
 def test_client_tells_what_is_served(client: Client, pipeline: Pipeline) -> None:

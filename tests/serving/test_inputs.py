@@ -9,7 +9,8 @@ from torch import Tensor
 from features.batch import Jagged
 from recsys.components import Entities, load_ranker
 from serving.errors import InvalidArgumentError
-from serving.inputs import Inputs, broadcast, entity_features, positions_of, subject_of
+from serving.inputs import Inputs, Subject, broadcast, entity_features, positions_of
+from serving.queries import SubjectQuery
 from tests.serving.shop import NEW_USER, Shop, shop_schema
 
 
@@ -19,12 +20,18 @@ def entities(shop: Shop) -> Entities:
     return load_ranker(shop.bundle("dcn")).entities
 
 
-def test_subject_has_positions_of_what_is_known(entities: Entities) -> None:
-    subject = subject_of(entities, 3, [1, 777, 90, 1], max_history=4)
+@pytest.fixture(scope="module")
+def inputs(shop: Shop, entities: Entities) -> Inputs:
+    """Of a model that reads everything."""
+    return Inputs(entities, shop.schema.inputs)
+
+
+def test_subject_has_positions_of_what_is_known(inputs: Inputs) -> None:
+    subject = inputs.subject(SubjectQuery(user=3, history=[1, 777, 90, 1]), max_history=4)
     assert subject.history is not None
     assert (subject.user, subject.history.tolist(), subject.unknown_history_ids) == (3, [1, 40, 1], 1)
-    assert subject_of(entities, NEW_USER, None, max_history=4).user == -1
-    assert subject_of(entities, None, None, max_history=4).history is None
+    assert inputs.subject(SubjectQuery(user=NEW_USER), max_history=4).user == -1
+    assert inputs.subject(SubjectQuery(), max_history=4).history is None
 
 
 def test_positions_of_nothing_are_none(entities: Entities) -> None:
@@ -41,9 +48,9 @@ def test_features_of_a_side_have_its_id() -> None:
     assert entity_features(schema, "item") == ["category", "item_id", "price"]
 
 
-def test_sequences_of_a_request_stay_aligned(shop: Shop, entities: Entities) -> None:
-    inputs = Inputs(entities, shop.schema.inputs)
-    columns = inputs.sequences(np.array([-1, -1]), np.array([4, 0, 7]))
+def test_sequences_of_a_request_stay_aligned(inputs: Inputs, entities: Entities) -> None:
+    subject = inputs.subject(SubjectQuery(history=[4, 0, 7]), max_history=9)
+    columns = inputs.sequences(np.array([-1, -1]), subject)
     assert sorted(columns) == ["history", "history_category", "history_hour"]
     for column in columns.values():
         assert isinstance(column, Jagged)
@@ -54,9 +61,8 @@ def test_sequences_of_a_request_stay_aligned(shop: Shop, entities: Entities) -> 
     assert torch.equal(category.values[:3], entities.items.features.ids("category")[[4, 0, 7]])
 
 
-def test_stored_sequences_are_those_of_training(shop: Shop, entities: Entities) -> None:
-    inputs = Inputs(entities, shop.schema.inputs)
-    stored = inputs.sequences(np.array([5, 2]), None)
+def test_stored_sequences_are_those_of_training(shop: Shop, inputs: Inputs) -> None:
+    stored = inputs.sequences(np.array([5, 2]), Subject(user=5))
     expected = shop.view.user_batch(torch.tensor([5, 2]))
     for name, column in stored.items():
         assert isinstance(column, Jagged)

@@ -1,6 +1,6 @@
 """Requests and responses: to the wire and back is the same value."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ FULL = RetrieveQuery(
 )
 
 
+PAST: dict[str, Any] = {"history": [8], "history_times": [-5], "history_features": {"s": pa.array(["x"])}, "time": 0}
+
+
 def plain(value: Any) -> dict[str, Any]:
     """Its fields with arrays as lists, so that values can be compared."""
     named = {field.name: getattr(value, field.name) for field in fields(value)}
@@ -47,13 +50,19 @@ def _plain(part: Any) -> Any:
     return part.tolist() if isinstance(part, np.ndarray | pa.Array) else list(part) if isinstance(part, tuple) else part
 
 
-@pytest.mark.parametrize("query", [FULL, RetrieveQuery(k=0), RetrieveQuery(k=1, user="u", history=[])], ids=str)
+@pytest.mark.parametrize(
+    "query",
+    [FULL, replace(FULL, **PAST), RetrieveQuery(k=0), RetrieveQuery(k=1, user="u", history=[])],
+    ids=["full", "past", "empty", "no history"],
+)
 def test_retrieve_query_round_trips(query: RetrieveQuery) -> None:
     request = pb.RetrieveRequest.FromString(messages.retrieve_request(query).SerializeToString())
     assert plain(messages.retrieve_query_of(request)) == plain(query) | {"excluded": _plain(np.array(query.excluded))}
 
 
-@pytest.mark.parametrize("query", [ScoreQuery(), ScoreQuery(user="u", items=["a"], columns={"x": pa.array([1.5])})])
+@pytest.mark.parametrize(
+    "query", [ScoreQuery(), ScoreQuery(user="u", items=["a"], columns={"x": pa.array([1.5])}), ScoreQuery(**PAST)]
+)
 def test_score_query_round_trips(query: ScoreQuery) -> None:
     request = pb.ScoreRequest.FromString(messages.score_request(query).SerializeToString())
     assert plain(messages.score_query_of(request)) == plain(query)
@@ -87,10 +96,17 @@ def test_scored_round_trips() -> None:
 def test_bundle_info_round_trips() -> None:
     catalogue = Catalogue(num_users=1, num_items=2, users_are_texts=True, items_are_texts=False)
     retrieval = RetrievalInfo(model="mf", catalogue=catalogue, embedding_dim=8, features=("a",), attributes=("b",))
+    read = {"history_features": ("s", "t"), "history_times": True}
     ranking = RankingInfo(model="dcn", catalogue=catalogue, features=("a",), tasks=("click",))
     for info in (
         BundleInfo(bundle_id="b", components={"index": "c"}, retrieval=retrieval, ranking=None),
         BundleInfo(bundle_id="b", components={}, retrieval=None, ranking=ranking),
+        BundleInfo(
+            bundle_id="b",
+            components={},
+            retrieval=replace(retrieval, **read),  # type: ignore[arg-type]
+            ranking=replace(ranking, **read),  # type: ignore[arg-type]
+        ),
     ):
         assert messages.bundle_info_of(messages.bundle_response(info)) == info
 

@@ -58,6 +58,8 @@ def test_retrieve_answers_a_known_user_and_a_new_one_with_a_history(address: str
     new = answer("retrieve", "--address", address, "--history", f"{first},{second}")
     assert (new["user_known"], new["fallback"]) == (False, None)
     assert not {first, second} & set(items_of(new))
+    timed = ("--history", f"{second},{first},{first}", "--history-times", "20,10,30", "--time", "30")
+    assert items_of(answer("retrieve", "--address", address, *timed)) == items_of(new)
     without = answer("retrieve", "--address", address, "--user", "u00001", "--k", "3", "--exclude", str(first))
     assert first not in items_of(without)
 
@@ -92,6 +94,9 @@ def test_score_gives_a_probability_for_each_item(address: str) -> None:
         (("retrieve", "--k", "-1"), "--k: got -1"),
         (("retrieve", "--k", "1000000"), "INVALID_ARGUMENT: k: got 1000000, accepted: 1 to"),
         (("retrieve", "--history", "1,x"), "--history: ids of this bundle are whole numbers, got 'x'"),
+        (("retrieve", "--history-times", "x"), "--history-times: times are whole numbers, got 'x'"),
+        (("retrieve", "--history-times", "5"), "history_times: are given without a history"),
+        (("retrieve", "--history", "1", "--history-feature", "stars=[3]"), "history_features: unknown name 'stars'"),
         (("retrieve", "--exclude", "q"), "--exclude: ids of this bundle are whole numbers"),
         (("retrieve", "--feature", "gender"), "--feature 'gender' is not of the form name=value"),
         (("retrieve", "--feature", "colour=red"), "unknown name 'colour'"),

@@ -117,6 +117,19 @@ def test_train_makes_a_run_of_the_name_given(forker: Forker) -> None:
     refused(forker.run("train", "ctr.toml", "--name", "a/b"), "name: String should match pattern")
 
 
+def test_train_starts_from_another_run(forker: Forker) -> None:
+    """Stopped at its first step and resumed, it ends with the same validation metrics as one that was not."""
+    assert forker.run("train", "ctr.toml", "--name", "parent").code == 0
+    start = ("train", "ctr.toml", "--json", "--init-from", "runs/parent")
+    whole = json.loads(forker.run(*start, "--name", "child").out)
+    assert whole["init_from"].endswith("runs/parent")
+    assert forker.run(*start, "--name", "stopped", term_at_step=1).code == 75
+    resumed = json.loads(forker.run(*start, "--name", "stopped", "--resume").out)
+    assert resumed["validation"] == whole["validation"]
+    refused(forker.run(*start, "--name", "parent"), "runs/parent did not start from another run")
+    refused(forker.run(*start, "model.hidden=[3]", "--name", "other"), "has another model.options.hidden")
+
+
 def test_evaluate_refuses_an_unfinished_run_and_a_split_that_is_not_there(forker: Forker) -> None:
     assert forker.run("train", "ctr.toml", "--name", "unfinished", term_at_step=1).code == 75
     refused(forker.run("evaluate", "runs/unfinished"), "runs/unfinished is not finished; continue it with")
@@ -191,3 +204,16 @@ def test_train_refuses_labels_that_are_no_clicks(forker: Forker, label: Callable
     rows = "".join(f"u{n % 7},i{n % 5},{label(n)}\n" for n in range(200))
     (forker.folder / "log.csv").write_text("user,item,click\n" + rows)
     refused(forker.run("train", "log.toml", "--data", ".", "--name", f"labels{says[-9:-3]}"), says)
+
+
+# --- where the time goes ---
+
+
+def test_train_with_profile_says_where_the_time_goes(forker: Forker) -> None:
+    ended = forker.run("train", "ctr.toml", "training.batch_size=200", "--name", "profiled", "--profile")
+    assert ended.code == 0, ended.err
+    (said,) = [line for line in ended.err.splitlines() if line.startswith("a step: ")]
+    assert [part in said for part in ("loader", "forward", "backward", "update", "rest", "rows/s")] == [True] * 6
+    assert json.loads((forker.folder / "runs" / "profiled" / "trace.json").read_text())["traceEvents"]
+    short = forker.run("train", "ctr.toml", "--name", "short", "--profile")
+    assert "no profile: training ended within the 10 steps of warm-up" in short.err

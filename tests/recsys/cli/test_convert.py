@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from recsys.cli.convert import parse_settings
 from recsys.run import Run
 from tests.recsys.forked import Ended, Forker
 from tests.recsys.small_project import write_project
@@ -149,7 +148,3 @@ def test_converted_run_is_opened_by_the_library(forker: Forker, monkeypatch: pyt
     run = Run.open(forker.folder / "runs" / "opened")
     assert run.finished
     assert run.config.name == "opened"
-
-
-def test_settings_are_values_of_toml() -> None:
-    assert parse_settings(["a=1", 'b="x"', "c=x", "d=[1, 2]"]) == {"a": 1, "b": "x", "c": "x", "d": [1, 2]}

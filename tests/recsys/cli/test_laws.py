@@ -20,7 +20,7 @@ TABLES = '''
 from typing import ClassVar
 
 from recsys import EmbeddingTable, TableSpec
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 
 class Modulo(EmbeddingTable):

@@ -35,7 +35,7 @@ TABLES = '''
 """Ids that differ by a multiple of `num_embeddings` share a row."""
 
 from recsys import EmbeddingTable, TableSpec
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 
 class Modulo(EmbeddingTable):

@@ -15,7 +15,8 @@ from recsys.compression.tensor_train import TensorTrainTable
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import SGD
-from recsys.embedding.table import Normal, TableSpec
+from recsys.embedding.store import Normal
+from recsys.embedding.table import TableSpec
 from recsys.embedding.unified import UnifiedTable
 from recsys.laws.small_schema import build, encoder, train
 from recsys.laws.small_schema import vectors_of as all_vectors

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from recsys.compression.factorized import CompositionalTable, QuotientRemainder, root_mean_square
 from recsys.embedding.dense import RowPerId
+from recsys.embedding.store import Constant, Normal, Uniform
 from recsys.embedding.stores import initial_weights
-from recsys.embedding.table import Constant, EmbeddingTable, Normal, Reader, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader
 from tests.recsys.compression.families import assert_bytes_within_budget, assert_fused_equals_plain
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from recsys.compression.factorized import root_mean_square
 from recsys.compression.tensor_train import TensorTrain, TensorTrainTable, cube_root, shape_of, split_width
 from recsys.embedding.dense import RowPerId
+from recsys.embedding.store import Constant, Normal, Uniform
 from recsys.embedding.stores import initial_weights
-from recsys.embedding.table import Constant, EmbeddingTable, Normal, Reader, Uniform
+from recsys.embedding.table import EmbeddingTable, Reader
 from tests.recsys.compression.families import assert_bytes_within_budget, assert_fused_equals_plain
 
 

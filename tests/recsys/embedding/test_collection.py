@@ -17,6 +17,7 @@ from recsys.embedding import (
     TableOptimizer,
     UnifiedTable,
 )
+from recsys.embedding.pooling import pool
 from tests.recsys.embedding.small_schema import (
     OPTIMIZERS,
     SCHEMA,
@@ -271,3 +272,15 @@ def test_a_bare_schema_suffices_for_tables_that_need_no_cardinality() -> None:
 def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         EmbeddingCollection(Ids(), SPECS, **settings)
+
+
+def test_collection_unpooled_lists_pool_to_the_pooled_ones() -> None:
+    features = {"tags": {"kind": "id_list", "hashed": True, "table": "t", "pooling": "mean"}}
+    schema = parse_schema({"name": "s", "features": features}, "s")
+    specs = {"t": UnifiedTable(num_embeddings=9, chunk_dim=4)}
+    collection = EmbeddingCollection(schema, specs, backend="plain")
+    batch = Batch(features={"tags": Jagged(values=torch.tensor([5, 7, 5]), offsets=torch.tensor([0, 2, 2, 3]))})
+    vectors = collection(batch, unpooled=("tags",))["tags"]
+    assert isinstance(vectors, Jagged)
+    assert vectors.values.shape == (3, 4)
+    torch.testing.assert_close(pool(vectors, "mean"), collection(batch)["tags"])

@@ -12,8 +12,8 @@ from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.dense import DenseTable
 from recsys.embedding.fused import MAX_ROWS, FusedStores, op_groups
 from recsys.embedding.optimizers import SGD, Adam, RowWiseAdagrad, TableOptimizer
+from recsys.embedding.store import Normal, Store
 from recsys.embedding.stores import PlainStores, initial_weights
-from recsys.embedding.table import Normal, Store
 from tests.recsys.embedding.small_schema import OPTIMIZERS, Ids, collection_of, flat, small_batch, train
 
 BY_RULE = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)

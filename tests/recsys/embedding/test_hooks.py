@@ -12,8 +12,9 @@ from torch import Tensor
 from features.spec import parse_schema
 from recsys.embedding.collection import EmbeddingCollection
 from recsys.embedding.optimizers import SGD
+from recsys.embedding.store import Store
 from recsys.embedding.stores import NonFiniteGradientError
-from recsys.embedding.table import EmbeddingTable, Reader, Search, Store, TableSpec
+from recsys.embedding.table import EmbeddingTable, Reader, Search, TableSpec
 from recsys.phases import Phase, Until
 
 SCHEMA = parse_schema({"name": "t", "features": {name: {"table": "ids"} for name in ("item", "user")}}, where="here")

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from recsys import distributed
 from recsys.embedding.parts import device_of_ranks, fill, fill_initial, spread, whole
-from recsys.embedding.table import Normal, Store
+from recsys.embedding.store import Normal, Store
 from tests.recsys.two_ranks import free_port
 
 STORE = Store(name="ids", num_embeddings=5000, embedding_dim=10, init=Normal(std=1.0))

@@ -16,7 +16,7 @@ from recsys.embedding.placement import (
     sharding_kinds,
     training_bytes,
 )
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 
 def stores_of(**shapes: tuple[int, int]) -> list[Store]:

@@ -10,7 +10,7 @@ from recsys.embedding.optimizers import SGD, Adagrad, Adam, RowWiseAdagrad, Tabl
 from recsys.embedding.placement import place, sharding_kinds, training_bytes
 from recsys.embedding.planner import Plan, Workload, byte_text, changes, plan
 from recsys.embedding.step_time import Cluster
-from recsys.embedding.table import Store
+from recsys.embedding.store import Store
 
 GIB = 2**30
 STORES = [

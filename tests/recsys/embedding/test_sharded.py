@@ -20,7 +20,8 @@ from recsys.embedding.dense import DenseTable
 from recsys.embedding.optimizers import SGD, Adagrad, Adam, RowWiseAdagrad, TableOptimizer
 from recsys.embedding.planner import Workload, plan
 from recsys.embedding.step_time import Cluster
-from recsys.embedding.table import Constant, Normal, Store, TableSpec
+from recsys.embedding.store import Constant, Normal, Store
+from recsys.embedding.table import TableSpec
 from recsys.embedding.unified import UnifiedTable
 from recsys.training.checkpoint import Checkpoints
 from tests.recsys.two_ranks import free_port, run_on_two_ranks

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from recsys.embedding.optimizers import SGD, Adam, TableOptimizer
+from recsys.embedding.store import Store
 from recsys.embedding.stores import PlainStores, initial_weights
-from recsys.embedding.table import Store
 from tests.recsys.embedding.small_schema import OPTIMIZERS, NaiveStore, pull
 
 STORES = [

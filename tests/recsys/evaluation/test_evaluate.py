@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from features.batch import Batch
 from features.spec import FeatureSchema, parse_schema
 from recsys import distributed
-from recsys.evaluation.bootstrap import Draws
-from recsys.evaluation.ctr import auc
+from recsys.evaluation import evaluate
+from recsys.evaluation.calibrators import Calibrator, Platt
+from recsys.evaluation.ctr import ScoredRows, auc
 from recsys.evaluation.evaluate import (
     EvaluationView,
     Report,
+    RowSettings,
     check_metric,
-    compare,
     evaluate_ranking,
     evaluate_retrieval,
+    scored_rows,
 )
+from recsys.evaluation.row_files import GrowingColumns
 from recsys.models.interface import Ranker, Recommender
 from recsys.models.view import BatchLoader, DataView
 from tests.recsys.two_ranks import run_on_two_ranks
@@ -124,7 +127,7 @@ def loader(**arguments: int) -> BatchLoader:
 def test_ranking_scores_every_row_and_the_planted_ceiling() -> None:
     rows = Batches()
     report = evaluate_ranking(Linear(), loader(), split="validation")
-    assert report.metrics["auc"] == auc(rows.click, rows.x, rows.weights)
+    assert report.metrics["auc"] == pytest.approx(auc(rows.click, rows.x, rows.weights), abs=1e-12)
     assert report.metrics["ceiling_auc"] == pytest.approx(auc(rows.click, rows.probability, rows.weights))
     assert report.metrics["ceiling_logloss"] < report.metrics["logloss"]
     assert report.counts == {"rows": 47, "positives": int(rows.click.sum())}
@@ -152,7 +155,8 @@ def test_rows_of_weight_zero_do_not_count() -> None:
     rows.weights[::2] = 0
     report = evaluate_ranking(Linear(), cast(BatchLoader, rows), split="test")
     assert report.counts["rows"] == 23
-    assert report.metrics["auc"] == auc(rows.click[1::2], rows.x[1::2], rows.weights[1::2])
+    expected = auc(rows.click[1::2], rows.x[1::2], rows.weights[1::2])
+    assert report.metrics["auc"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_loader_without_rows_is_refused() -> None:
@@ -162,16 +166,55 @@ def test_loader_without_rows_is_refused() -> None:
 
 def check_ranks(_: str) -> None:
     rank, world_size = distributed.rank(), distributed.world_size()
-    whole = evaluate_ranking(Linear(), loader(num_rows=41), split="test")  # every rank scores all rows
-    parts = evaluate_ranking(Linear(), loader(num_rows=41, rank=rank, world_size=world_size), split="test")
-    rows = Batches(num_rows=41)
-    assert whole.metrics["auc"] == parts.metrics["auc"] == auc(rows.click, rows.x, rows.weights)
+    whole = evaluate_ranking(Linear(), loader(num_rows=411), split="test")  # every rank scores all rows
+    parts = evaluate_ranking(Linear(), loader(num_rows=411, rank=rank, world_size=world_size), split="test")
+    rows = Batches(num_rows=411)
+    assert parts.metrics == whole.metrics
+    assert parts.counts == whole.counts
+    assert parts.metrics["auc"] == pytest.approx(auc(rows.click, rows.x, rows.weights), abs=1e-12)
     assert torch.equal(parts.arrays["labels"], rows.click)
     assert torch.equal(parts.arrays["clusters"], rows.user)
 
 
 def test_ranks_return_the_report_of_all_rows() -> None:
+    """41 full batches and one of a single row, which one rank has: more than are gathered at a time."""
+    assert evaluate.BATCHES_AT_ONCE * 10 < 411
     run_on_two_ranks(check_ranks, "")
+
+
+def test_report_of_many_rows_goes_through_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    in_memory = evaluate_ranking(Linear(), loader(num_rows=500), split="test")
+    monkeypatch.setattr(GrowingColumns.__init__, "__defaults__", (90, None))
+    in_files = evaluate_ranking(Linear(), loader(num_rows=500), split="test", settings=RowSettings(scratch=tmp_path))
+    assert in_files.metrics == in_memory.metrics
+    in_files.save(tmp_path / "report")
+    loaded = Report.load(tmp_path / "report")
+    assert all(torch.equal(loaded.arrays[name], column) for name, column in in_memory.arrays.items())
+
+
+def test_report_keeps_further_labels_and_features_that_are_asked_for() -> None:
+    rows = Batches()
+    ranker, settings = Linear(labels=("click", "buy")), RowSettings(kept=("x", "user"))
+    report = evaluate_ranking(ranker, loader(), split="test", settings=settings)
+    assert torch.equal(report.arrays["feature x"], rows.x)
+    assert torch.equal(report.arrays["feature user"], rows.user)
+    assert torch.equal(scored_rows(report, "buy").labels, 1 - rows.click)
+    assert torch.equal(scored_rows(report, "click").logits, -scored_rows(report, "buy").logits)
+    with pytest.raises(ValueError, match="holds no rows: it was made without arrays"):
+        scored_rows(Report.from_json(report.to_json()))
+
+
+def test_calibrated_metrics_stand_beside_those_of_the_model() -> None:
+    calibrator = Calibrator(curves={"click": Platt(2.0, 1.0)})
+    report = evaluate_ranking(Linear(), loader(), split="test", settings=RowSettings(calibrator=calibrator))
+    plain = evaluate_ranking(Linear(), loader(), split="test")
+    assert plain.metrics.items() <= report.metrics.items()
+    assert report.metrics["calibrated_auc"] == report.metrics["auc"]
+    by_hand = ScoredRows(
+        labels=plain.arrays["labels"], logits=2 * plain.arrays["logits"] + 1, weights=Batches().weights
+    )
+    assert report.metrics["calibrated_logloss"] == pytest.approx(by_hand.metrics()["logloss"], abs=1e-12)
+    assert torch.equal(report.arrays["logits"], plain.arrays["logits"])
 
 
 # --- reports ---
@@ -231,57 +274,21 @@ def test_folder_without_a_report_is_named(tmp_path: Path) -> None:
         Report.load(tmp_path)
 
 
-# --- comparing ---
-
-
-def of_users(shift: float, seed: int) -> Report:
-    values = torch.rand(400, generator=torch.Generator().manual_seed(9)) * 0.5 + shift
-    noise = torch.randn(400, generator=torch.Generator().manual_seed(seed)) * 0.05
-    return a_report({"users": torch.arange(400), "recall@20": values + noise})
-
-
-def test_retrieval_reports_are_compared_by_user() -> None:
-    draws = Draws(seed=0, num_draws=200)
-    assert compare(of_users(0.1, 1), of_users(0.0, 2), "recall@20", draws).above
-    assert compare(of_users(0.0, 1), of_users(0.1, 2), "recall@20", draws).below
-    seeds = [of_users(shift, 3) for shift in (0.02, -0.02)]
-    assert not compare(seeds, of_users(0.0, 2), "recall@20", draws).above
-
-
-def of_rows(sharpness: float) -> Report:
-    rows = Batches(num_rows=600)
-    logits = rows.probability.logit() * sharpness + torch.randn(600, generator=torch.Generator().manual_seed(1))
-    return a_report({"labels": rows.click, "logits": logits, "clusters": torch.arange(600) // 4})
-
-
-def test_ranking_reports_are_compared_by_row() -> None:
-    draws = Draws(seed=0, num_draws=200)
-    assert compare(of_rows(1.0), of_rows(0.1), "auc", draws).above
-    assert compare(of_rows(1.0), of_rows(0.1), "logloss", draws).below
-
-
-def test_reports_that_cannot_be_paired_are_refused() -> None:
-    draws = Draws(seed=0)
-    users = of_users(0.0, 1)
-    with pytest.raises(ValueError, match=r"has no values of 'ndcg@20'; it has \['recall@20'\]"):
-        compare(users, users, "ndcg@20", draws)
-    with pytest.raises(ValueError, match="are not of the same users"):
-        compare(users, a_report({"users": torch.arange(3), "recall@20": torch.ones(3)}), "recall@20", draws)
-    with pytest.raises(ValueError, match="it was made without arrays"):
-        compare(users, a_report(), "recall@20", draws)
-    with pytest.raises(ValueError, match="compared by 'auc' or 'logloss', not by 'ndcg'"):
-        compare(of_rows(1.0), of_rows(1.0), "ndcg", draws)
+# --- metrics to choose by, and rows that have none ---
 
 
 def test_check_metric_accepts_what_evaluation_gives_and_a_choice_can_be_made_by() -> None:
     ranker, loader = Linear(labels=("click", "buy")), Batches()
     given = evaluate_ranking(ranker, loader, split="validation").metrics
-    for metric in ("auc", "logloss", "normalized_entropy", "auc[buy]", "logloss[buy]"):
+    for metric in ("auc", "logloss", "pr_auc", "normalized_entropy", "auc[buy]", "logloss[buy]"):
         assert metric in given
         check_metric(metric, ranker, ks=())
     for metric in ("calibration", "ceiling_auc", "recall@20", "auc[click]", "gauc", ""):
         with pytest.raises(ValueError, match=f"training.metric is '{re.escape(metric)}', accepted is one of auc, log"):
             check_metric(metric, ranker, ks=(20,))
+    check_metric("pr_auc", ranker, ks=(), negative_rate=0.5)
+    with pytest.raises(ValueError, match=r"is 'logloss', accepted is one of auc, pr_auc, .* with data\.downsample"):
+        check_metric("logloss", ranker, ks=(), negative_rate=0.5)
     retrieved = evaluate_retrieval(Falling(), view(), split="test", ks=(1, 2)).metrics
     for metric in retrieved:
         check_metric(metric, Falling(), ks=(1, 2))

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from features.batch import Batch, Jagged
 from features.spec import FeatureSpec
-from recsys.models.layers import MLP, CrossNetwork, check_pooled, dense_column, looked_up
+from recsys.models.layers import MLP, CrossNetwork, Regular, check_pooled, dense_column, looked_up
 
 
 def naive_cross(network: CrossNetwork, x0: list[float]) -> list[float]:
@@ -67,3 +67,19 @@ def test_dense_columns_are_one_number_a_row() -> None:
     assert dense_column(batch, "age").tolist() == [[1.0], [2.0]]
     with pytest.raises(ValueError, match=r"dense feature 'clip' has shape \(2, 3\)"):
         dense_column(batch, "clip")
+
+
+def test_mlp_drops_the_same_elements_of_a_row_wherever_it_stands() -> None:
+    mlp = MLP(4, (6, 5), regular=Regular(dropout=0.5, batch_norm=False))
+    x, ids = torch.randn(8, 4), torch.arange(8)
+    whole = mlp(x, Batch(features={}, row_ids=ids))
+    part = mlp(x[3:5], Batch(features={}, row_ids=ids[3:5]))
+    assert_close(part, whole[3:5])
+    assert not torch.equal(whole, mlp.eval()(x))
+
+
+def test_mlp_with_batch_norm_centres_each_hidden_layer() -> None:
+    mlp = MLP(4, (6, 5), last_linear=True, regular=Regular(batch_norm=True))
+    normalised = mlp[1](mlp[0](torch.randn(64, 4)))
+    assert [type(layer).__name__ for layer in mlp] == ["Linear", "BatchNorm", "ReLU", "Linear"]
+    assert_close(normalised.mean(0), torch.zeros(6), atol=1e-5, rtol=0)

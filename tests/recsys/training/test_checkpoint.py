@@ -90,6 +90,30 @@ def test_checkpoint_prefix_selects_names(tmp_path: Path) -> None:
     checkpoints.load("last", into={"optimizer.a": torch.zeros(1)}, prefix="optimizer.")
 
 
+def test_checkpoint_loads_into_tensors_of_more_rows(tmp_path: Path) -> None:
+    """What is beyond the saved rows stays; more rows are refused where they are not expected, and fewer always."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"x": torch.arange(6.0).view(3, 2), "n": torch.tensor(4)}, {})
+    into = {"x": torch.full((5, 2), -1.0), "n": torch.tensor(0)}
+    checkpoints.load("last", into=into, grown=("x", "n"))
+    assert into["x"].tolist() == [[0, 1], [2, 3], [4, 5], [-1, -1], [-1, -1]]
+    assert int(into["n"]) == 4
+    with pytest.raises(ValueError, match=r"tensor 'x' is float32 \[3, 2\]"):
+        checkpoints.load("last", into=into)
+    for shape in ((2, 2), (5, 3)):
+        with pytest.raises(ValueError, match=r"tensor 'x' is float32 \[3, 2\]"):
+            checkpoints.load("last", into=into | {"x": torch.zeros(shape)}, grown=("x",))
+
+
+def test_checkpoint_content_hash_is_of_the_tensors_alone(tmp_path: Path) -> None:
+    one, two = Checkpoints(tmp_path / "one"), Checkpoints(tmp_path / "two")
+    one.save({"x": torch.ones(2)}, {"seconds": 1.5})
+    two.save({"x": torch.ones(2)}, {"seconds": 2.5})
+    assert one.content_hash("last") == two.content_hash("last")
+    two.save({"x": torch.zeros(2)}, {"seconds": 2.5})
+    assert one.content_hash("last") != two.content_hash("last")
+
+
 def test_checkpoint_without_tensors_keeps_its_description(tmp_path: Path) -> None:
     Checkpoints(tmp_path).save({}, META)
     assert Checkpoints(tmp_path).meta("last") == META

@@ -46,3 +46,12 @@ def test_checks_refuse_two_tables_that_train_in_stages(tmp_path: Path) -> None:
     two = RunConfig.model_validate({**one.model_dump(mode="json"), "tables": {"specs": specs}})
     with pytest.raises(ConfigError, match=r"tables \['ids', 'others'\] each train in stages"):
         check_settings(two)
+
+
+def test_checks_refuse_bf16_where_it_would_be_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = config(tmp_path, "ctr", "training.precision=bf16")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"cpu_name": "Old One", "avx512_bf16": False})
+    with pytest.raises(ConfigError, match=r"this cpu \(Old One\) .* accepted is 'float32'"):
+        check_settings(half)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
+    check_settings(half)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from features.batch import Batch
+from recsys.config import ScheduleConfig
 from recsys.phases import Phase, Step, Until
 from recsys.training.checkpoint import Checkpoints
+from recsys.training.schedule import Schedule
 from recsys.training.trainer import Interrupted, Progress, Settings, Trainer
 
 ROWS, SIZE = 22, 4
@@ -129,6 +131,17 @@ def test_trainer_refuses_a_checkpoint_of_another_config(tmp_path: Path) -> None:
     trainer(tmp_path, max_epochs=1).fit()
     with pytest.raises(ValueError, match="belongs to config"):
         trainer(tmp_path, max_epochs=1, fingerprint="other").fit()
+
+
+def test_trainer_resumed_with_another_number_of_threads_warns(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    trainer(tmp_path, max_epochs=1).fit()
+    torch.set_num_threads(before + 1)
+    try:
+        with pytest.warns(UserWarning, match=f"with {before} torch threads, there are {before + 1} now"):
+            trainer(tmp_path, max_epochs=1).fit()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_trainer_finished_stays_finished(tmp_path: Path) -> None:
@@ -261,3 +274,38 @@ def test_trainer_knows_which_metrics_should_fall(
     left = iter(values)
     runner = trainer(tmp_path, max_epochs=3, metric=metric, evaluate=lambda: {metric: next(left)})
     assert runner.fit().best_epoch == best
+
+
+def scheduled(folder: Path, **changes: object) -> Trainer:
+    return trainer(folder, dense_schedule=Schedule(ScheduleConfig(kind="cosine", warmup_steps=3), 4), **changes)  # type: ignore[arg-type]
+
+
+def test_trainer_steps_with_the_learning_rates_of_its_schedule(tmp_path: Path) -> None:
+    runner = scheduled(tmp_path)
+    seen: list[float] = []
+    (optimizer,) = runner.phases[0].optimizers
+    optimizer.register_step_pre_hook(lambda stepped, *_: seen.append(stepped.param_groups[0]["lr"]))
+    runner.fit()
+    schedule = runner.settings.dense_schedule
+    assert schedule is not None
+    assert seen == [0.05 * schedule.factor(number, NUM_BATCHES) for number in range(4 * NUM_BATCHES)]
+
+
+def test_trainer_with_a_schedule_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    whole, stopped = scheduled(tmp_path / "whole"), scheduled(tmp_path / "stopped")
+    whole.fit()
+    stopped.observers = (StopAt(7),)
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    resumed = scheduled(tmp_path / "stopped")
+    resumed.fit()
+    assert torch.equal(weight_of(whole), weight_of(resumed))
+
+
+def test_trainer_under_bf16_keeps_weights_in_float32(tmp_path: Path) -> None:
+    plain, half = trainer(tmp_path / "plain"), trainer(tmp_path / "half", precision="bf16")
+    plain.fit()
+    half.fit()
+    assert weight_of(half).dtype == torch.float32
+    assert torch.allclose(weight_of(plain), weight_of(half), atol=0.05)
+    assert not torch.equal(weight_of(plain), weight_of(half))
