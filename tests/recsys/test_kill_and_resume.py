@@ -128,7 +128,7 @@ def check_training_on_full_disk(project: Project, name: str, number: int) -> Non
     *before, last = ended.err.splitlines()
     assert ended.code == 2
     assert last.startswith("error: no space left on device")
-    assert not [line for line in before if "error" in line or "Traceback" in line]
+    assert not [line for line in before if line.startswith("error") or "Traceback" in line]
     project.check_resumed(name, "full")
 
 
