@@ -42,7 +42,7 @@ def refused(ended: Ended, says: str) -> None:
     assert ended.code == 2, ended.err
     assert last.startswith("error: ")
     assert says in last
-    assert not [line for line in before if "error" in line or "Traceback" in line]
+    assert not [line for line in before if line.startswith("error") or "Traceback" in line]
 
 
 # --- the log of metrics ---
