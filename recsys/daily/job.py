@@ -13,7 +13,6 @@ the day after goes on. Days that are done are not prepared, read or compared wit
 tested but not trained on is, and tested anew when its data has changed since (it was not over yet).
 """
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from features.view import Prepared
 from recsys.config import ConfigError, RunConfig
 from recsys.daily.series import write_series
 from recsys.daily.trial import DAY_NAME, Candidate, Trial, Trials, judged
+from recsys.held_folder import held
 from recsys.models import model_class
 from recsys.models.interface import Ranker
 from recsys.run import Run
@@ -96,12 +96,7 @@ class Daily:
     def _held(self) -> Iterator[None]:
         if (self.folder / "config.json").exists():
             raise ConfigError(f"{self.folder} is a run of its own; choose another --name")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"another process is at work in {self.folder}; wait for it") from None
+        with held(self.folder, "process", "--name"):
             yield
 
     def _check_folder(self) -> None:

@@ -10,7 +10,6 @@ Killed at any moment and started again with the same command, it reads the cells
 that has not. Other budgets, methods or seeds of the same config may share the folder.
 """
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from features import storage
 from features.prepared import Prepared
 from recsys.config import ConfigError, RunConfig, parse_options
+from recsys.held_folder import held
 from recsys.models import table_encoder
 from recsys.run_state import differing_keys
 from recsys.sweep.cell import Task, run_task
@@ -46,16 +46,7 @@ class Sweep:
 
         Raises ConfigError when it is a file, belongs to another config or other data, or another sweep works in it.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"--out {self.folder} is a file, a folder is needed")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"another sweep is at work in {self.folder}; wait for it or choose another --out"
-                ) from None
+        with held(self.folder, "sweep", "--out"):
             self._claim()
             yield
 

@@ -10,7 +10,6 @@ that has not. More trials may be asked for later. Trials run one after another i
 depends on those before it, and a training uses the cores by itself.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from features import storage
 from features.prepared import Prepared
 from recsys.config import ConfigError, RunConfig, load_config
+from recsys.held_folder import held
 from recsys.run import Run
 from recsys.run_state import SELECT
 from recsys.training.checkpoint import Checkpoints
@@ -67,16 +67,7 @@ class Study:
 
         Raises ConfigError when it is a file, belongs to another search or other data, or another process works in it.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"--out {self.folder} is a file, a folder is needed")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"another search is at work in {self.folder}; wait for it or choose another --out"
-                ) from None
+        with held(self.folder, "search", "--out"):
             self._claim()
             yield
 
