@@ -42,6 +42,7 @@ from features.examples import Learned, Progress, check_examples, event_chunks
 from features.fitting import Fitter
 from features.histories import Histories
 from features.logs import LogRules, NoExamplesError
+from features.negatives import check_negatives
 from features.prepared import Making, write_manifest
 from features.source_files import MissingEventsError
 from features.sources import SourceTables
@@ -124,6 +125,7 @@ class _Chain:
         if config.min_events:
             raise ValueError("data.min_events counts the events of a whole log, not those of a day; remove it")
         check_examples(schema, config.positive)
+        check_negatives(schema, config)
         if (config.positive and not schema.sequences) or not all(group.ordered for group in schema.sequences):
             raise ValueError(
                 f"schema {schema.name!r}: from day to day only ordered sequences are carried over, not sets of items"

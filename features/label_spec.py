@@ -30,4 +30,6 @@ class LabelSpec(Value):
     def _one_rule(self) -> Self:
         if self.positive and self.positive_from is not None:
             raise ValueError(f"label {self.name!r} takes either positive or positive_from")
+        if both := sorted({*self.positive} & {*self.dropped}):
+            raise ValueError(f"label {self.name!r}: {both} stand in positive and in dropped")
         return self

@@ -52,6 +52,7 @@ def _calibrated(run: Run, method: str) -> dict[str, Any]:
     about = {"split": "validation", "rows": held_out.counts["rows"], "config_hash": run.config.content_hash}
     fitted = Calibrator.fit(method, rows, {name: shift for name, shift in shifts.items() if name in rows}, about)
     fitted.save(run.folder)
+    run.evaluate("validation", model)  # whose report was of what calibrated the run before, if anything did
     result = {"run": str(run.folder), "method": method, "rows": held_out.counts["rows"]}
     result |= {"calibrator": str(run.folder / "calibrator.json")}
     if "test" not in run.prepared.splits:

@@ -91,10 +91,12 @@ def _check_same_rows(models: Sequence[Model]) -> None:
         other = model.runs[0].prepared
         if other.content_hash != first.content_hash:
             say(f"{model.name} reads {other.path.name}, {models[0].name} {first.path.name}: labels, users and weights "
-                "must agree row by row")  # fmt: skip
+                "must agree row by row; models of different days are compared by `recsys daily`, on the next "
+                "day's rows")  # fmt: skip
         if other.negative_rate != first.negative_rate:
             say(f"{model.name} trained on a share of {other.negative_rate:g} of the negatives, {models[0].name} on "
-                f"{first.negative_rate:g}, which shifts logits: logloss is before any correction of that")  # fmt: skip
+                f"{first.negative_rate:g}, which shifts logits: logloss is before any correction of that, "
+                "calibrated_logloss after it")  # fmt: skip
 
 
 # --- what is said ---

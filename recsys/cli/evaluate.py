@@ -24,7 +24,10 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="The split to score.")] = "test",
     by: Annotated[
         list[str] | None,
-        typer.Option("--by", help="Calibration by segment: 'score' for its deciles, or an id or dense feature."),
+        typer.Option(
+            "--by",
+            help="Calibration by segment: 'score' for its deciles, or an id or dense feature; of the first seed.",
+        ),
     ] = None,
     runs: RunsOption = Path("runs"),
     json: JsonOption = False,

@@ -45,8 +45,12 @@ def _check_alike(runs: Sequence[Run]) -> None:
     for run in others:
         same = {key: getattr(first.config, key) == getattr(run.config, key) for key in type(run.config).model_fields}
         differing = [key for key, alike in same.items() if not alike and key not in ("name", "seed")]
-        if differing or run.prepared.content_hash != first.prepared.content_hash:
-            what = ", ".join(differing) or "prepared data"
+        if run.prepared.content_hash != first.prepared.content_hash:
+            differing.append("prepared data")
+        if run.state.lineage != first.state.lineage:
+            differing.append("--init-from")
+        if differing:
+            what = ", ".join(differing)
             raise ConfigError(f"{first.folder} and {run.folder} differ in {what}: they are no seeds of one config")
 
 

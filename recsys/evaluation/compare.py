@@ -7,6 +7,7 @@ retrieval are compared in any metric that they hold for each user; reports of ra
     gauc      the AUC within each group, averaged by its rows; whole users are drawn, or whole groups where one has
               rows of several users
     logloss   where above means worse
+    calibrated_logloss   the same as served: of the logits that a calibrator mended, for the runs that have one
 
 of the first label, or as "auc[label]" of a further one. Memory: some numbers for each row and column, so that unlike
 the metrics themselves this needs memory for all rows.
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from recsys.evaluation.bootstrap import Comparison, Draws, Sampled
 from recsys.evaluation.ctr import ScoredRows, group_aucs, row_losses
-from recsys.evaluation.evaluate import Report, scored_rows
+from recsys.evaluation.evaluate import CALIBRATED, Report, scored_rows
 
-OF_RANKING = ("auc", "gauc", "logloss")
+CALIBRATED_LOSS = f"{CALIBRATED}logloss"
+OF_RANKING = ("auc", "gauc", "logloss", CALIBRATED_LOSS)
 
 
 def compare(a: Report | Sequence[Report], b: Report | Sequence[Report], metric: str, draws: Draws) -> Comparison:
@@ -58,16 +60,18 @@ def metrics_in_common(reports: Sequence[Report]) -> list[str]:
     first = reports[0]
     if "users" in first.arrays:
         return [name for name in first.metrics if all(name in report.arrays for report in reports)]
-    return [name for name in OF_RANKING if all(name in report.metrics for report in reports)]
+    calibrated = any(CALIBRATED_LOSS in report.metrics for report in reports)
+    of_all = [name for name in OF_RANKING if all(name in report.metrics for report in reports)]
+    return [*of_all, CALIBRATED_LOSS] if calibrated and CALIBRATED_LOSS not in of_all else of_all
 
 
 def _of_rows(reports: Sequence[Report], metric: str, draws: Draws) -> Sampled:
     kind, _, label = metric.rstrip("]").partition("[")
     if kind not in OF_RANKING:
-        raise ValueError(f"reports of ranking are compared by 'auc', 'gauc' or 'logloss', not by {metric!r}")
+        raise ValueError(f"reports of ranking are compared by {', '.join(OF_RANKING)}, not by {metric!r}")
     if label and any(f"logits[{label}]" not in report.arrays for report in reports):
         raise ValueError(f"{metric!r}: not all of the reports have a label {label!r} beside their first")
-    scored = [scored_rows(report, label) for report in reports]
+    scored = [scored_rows(report, label, calibrated=kind == CALIBRATED_LOSS) for report in reports]
     first = scored[0]
     if not all(torch.equal(rows.labels, first.labels) for rows in scored):
         raise ValueError(f"{metric!r}: the reports are not of the same labels {label!r}: no pairs")

@@ -213,6 +213,9 @@ def evaluate_ranking(
         metrics |= _named(CEILING, {name: best[name] for name in OF_CEILING if name in best})
     rows = _rows(found, main, f"logit {main}")
     further = {f"{column}s[{label}]": found[f"{column} {label}"] for label in others for column in ("label", "logit")}
+    for number, label in enumerate(ranker.labels):
+        if f"{CALIBRATED}{label}" in found:
+            further[f"{CALIBRATED}logits" + (f"[{label}]" if number else "")] = found[f"{CALIBRATED}{label}"]
     return Report(
         model=name or type(ranker).__name__, split=split, metrics=metrics, config_hash=config_hash,
         counts={"rows": len(rows), "positives": int(rows.labels.sum(dtype=torch.float64))} | groups,
@@ -221,13 +224,18 @@ def evaluate_ranking(
     )  # fmt: skip
 
 
-def scored_rows(report: Report, label: str = "") -> ScoredRows:
-    """The rows of a report of ranking, of its first label or of a further one. Raises ValueError when it has none."""
+def scored_rows(report: Report, label: str = "", calibrated: bool = False) -> ScoredRows:
+    """The rows of a report of ranking, of its first label or of a further one. Raises ValueError when it has none.
+
+    calibrated: with the logits as served, which are those of the run's calibrator where it has one.
+    """
     key = f"[{label}]" if f"logits[{label}]" in report.arrays else ""
     if f"logits{key}" not in report.arrays:
         raise ValueError(f"a report of {report.model} on {report.split} holds no rows: it was made without arrays")
+    served = f"{CALIBRATED}logits{key}"
+    logits = served if calibrated and served in report.arrays else f"logits{key}"
     shared = {name: report.arrays.get(name) for name in ("weights", "group", "clusters")}
-    return ScoredRows(labels=report.arrays[f"labels{key}"], logits=report.arrays[f"logits{key}"], **shared)
+    return ScoredRows(labels=report.arrays[f"labels{key}"], logits=report.arrays[logits], **shared)
 
 
 def check_metric(metric: str, model: Recommender | Ranker, ks: Sequence[int], negative_rate: float = 1.0) -> None:

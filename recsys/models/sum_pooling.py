@@ -43,6 +43,10 @@ class BaseModel(Ranker):
         super().__init__(encoder, collection, config)
         self.groups = alignments(self.schema, self.inputs)
         self.others = other_inputs(self.inputs, self.groups)
+        if not self.others:
+            raise ValueError(
+                "model.features has sequences alone; a row needs something of its target or user beside them"
+            )
         check_pooled(self.others)
         aligned = [AlignedSequences(group, collection.embedding_dim) for group in self.groups.values()]
         self.aligned = nn.ModuleList(aligned)

@@ -37,7 +37,7 @@ from recsys.training.state import dense_tensors, load_model, load_training, mode
 Evaluate = Callable[[], Mapping[str, float]]
 
 STOPPED = "stopped by a signal; the last finished step is in the checkpoint"
-LOWER_IS_BETTER = ("logloss", "loss", "normalized_entropy")
+LOWER_IS_BETTER = ("logloss", "calibrated_logloss", "loss", "normalized_entropy")
 
 
 def higher_is_better(metric: str) -> bool:

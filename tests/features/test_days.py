@@ -240,6 +240,7 @@ def test_row_without_a_time_is_bad(shop: Path) -> None:
     [
         ({"split": {"kind": "time"}}, "data.split.kind is 'time'"),
         ({"min_events": 2}, "min_events"),
+        ({"examples": "positive", "downsample": {"rate": 0.5}}, "there are no negatives to leave out"),
         ({"path": "nowhere/log.csv", "files": {"users": "users.csv"}}, "no file"),
     ],
 )

@@ -25,6 +25,12 @@ def test_calibrate_fits_on_validation_and_measures_on_test(project: Path, method
     report = Run.open(f"runs/{method}").evaluate()
     assert {name: report.metrics[f"calibrated_{name}"] for name in after} == after
     assert "calibrated" in call("evaluate", method).stdout
+    compared = call("compare", "ctr-seed1", method, "--metric", "calibrated_logloss", "--draws", "20", "--json")
+    (pair,) = json.loads(compared.stdout)["comparisons"]
+    assert pair["first_value"] == pytest.approx(before["logloss"])
+    assert pair["value"] == pytest.approx(after["logloss"])
+    held_out = json.loads(Path(f"runs/{method}/reports/validation/report.json").read_text())
+    assert held_out["calibrated_calibration"] == pytest.approx(1, abs=0.1)
 
 
 def test_calibrate_of_a_name_is_of_all_its_seeds(project: Path) -> None:

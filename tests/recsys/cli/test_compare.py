@@ -55,6 +55,7 @@ def test_negatives_left_out_in_training_are_said(project: Path) -> None:
     ended = call("compare", "ctr-seed1", "sparse", "--draws", "20")
     assert ended.exit_code == 0
     assert "sparse trained on a share of 0.5 of the negatives, ctr-seed1 on 1" in " ".join(ended.stderr.split())
+    assert "calibrated_logloss" in ended.stdout
     assert "trained on a share" not in call("compare", "ctr-seed1", "ctr-seed2", "--draws", "20").stderr
 
 

@@ -1,8 +1,10 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from features import storage
 from recsys.cli.named_runs import report_of, runs_of, summary_of
 from recsys.config import ConfigError
 from recsys.run import Run
@@ -35,6 +37,17 @@ def test_seeds_of_other_configs_are_refused(project: Path) -> None:
         runs_of(Path("mixed"), RUNS)
     for seed in (1, 2):
         shutil.rmtree(RUNS / f"mixed-seed{seed}")
+
+
+def test_a_seed_that_started_from_another_run_is_refused(project: Path) -> None:
+    for seed in (1, 2):
+        shutil.copytree(f"runs/wide-seed{seed}", f"runs/started-seed{seed}")
+    state = Path("runs/started-seed2/run.json")
+    storage.write_json(state, json.loads(state.read_text()) | {"init_from": "runs/other", "lineage": "f" * 64})
+    with pytest.raises(ConfigError, match="started-seed2 differ in --init-from: they are no seeds"):
+        runs_of(Path("started"), RUNS)
+    for seed in (1, 2):
+        shutil.rmtree(RUNS / f"started-seed{seed}")
 
 
 def test_a_report_is_read_where_there_is_one_and_made_anew_for_another_config(project: Path) -> None:

@@ -56,6 +56,17 @@ def test_logloss_above_means_worse() -> None:
     assert compare(of_rows(1.0), of_rows(0.1), "logloss", DRAWS).rela_impr is None
 
 
+def test_calibrated_logloss_is_that_of_the_logits_that_are_served() -> None:
+    plain = of_rows(1.0)
+    mended = replace(plain, arrays={**plain.arrays, "calibrated_logits": plain.arrays["logits"] / 2})
+    twin = replace(plain, arrays={**plain.arrays, "logits": plain.arrays["logits"] / 2})
+    served = compare(mended, plain, "calibrated_logloss", DRAWS)
+    assert replace(served, metric="logloss") == compare(twin, plain, "logloss", DRAWS)
+    assert compare(mended, plain, "logloss", DRAWS).difference.value == 0
+    measured = replace(mended, metrics={**mended.metrics, "calibrated_logloss": 0.5})
+    assert metrics_in_common([plain, measured]) == ["auc", "gauc", "logloss", "calibrated_logloss"]
+
+
 def test_values_are_the_metrics_of_the_reports_averaged_over_seeds() -> None:
     mine, other = [of_rows(1.0, seed) for seed in (1, 2, 3)], [of_rows(0.2, seed) for seed in (1, 2)]
     for metric, measure in (("auc", auc), ("gauc", gauc)):
@@ -120,7 +131,7 @@ def test_reports_that_cannot_be_paired_are_refused() -> None:
         compare(users, a_report({"users": torch.arange(3), "recall@20": torch.ones(3)}), "recall@20", DRAWS)
     with pytest.raises(ValueError, match="it was made without arrays"):
         compare(users, a_report({}), "recall@20", DRAWS)
-    with pytest.raises(ValueError, match="compared by 'auc', 'gauc' or 'logloss', not by 'ndcg'"):
+    with pytest.raises(ValueError, match="compared by auc, gauc, logloss, calibrated_logloss, not by 'ndcg'"):
         compare(rows, rows, "ndcg", DRAWS)
     other = replace(rows, arrays={**rows.arrays, "clusters": rows.arrays["clusters"] + 1})
     with pytest.raises(ValueError, match="are not of the same clusters: no pairs"):

@@ -81,3 +81,8 @@ def test_pooled_gives_zero_for_an_empty_history() -> None:
 def test_base_model_needs_a_sequence() -> None:
     with pytest.raises(ValueError, match="no sequence is among its inputs"):
         model("base", features=("user", "item"))
+
+
+def test_base_model_needs_something_beside_its_sequences() -> None:
+    with pytest.raises(ValueError, match="a row needs something of its target or user beside them"):
+        model("base", features=("history_action", "history_age"))
