@@ -2,7 +2,7 @@
 process: losses, tables, layers, running moments.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -19,9 +19,11 @@ from recsys.embedding.optimizers import SGD
 from recsys.laws.checkerboard import Checkerboard
 from recsys.models.din import DIN
 from recsys.phases import Step
+from tests.recsys.models.two_rank_batches import global_batches, ranks_part
 from tests.recsys.two_ranks import run_on_two_ranks
 
 WORLD = Checkerboard.of()
+SIZES = (9, 1, 15, 13)  # odd ones, and one row for two ranks
 Found = TypeVar("Found")
 
 
@@ -31,7 +33,7 @@ def test_training_does_not_depend_on_the_number_of_ranks() -> None:
 
 def check_training() -> None:
     whole, part = alone(partial(model, "plain")), model("sharded")
-    for index, batch in enumerate(global_batches()):
+    for index, batch in enumerate(global_batches(WORLD, SIZES)):
         step = Step(seed=0, phase="train", epoch=0, index=index)
         expected = alone(partial(update, whole, batch, step))
         assert_close(update(part, ranks_part(batch), step), expected, rtol=1e-5, atol=1e-5)
@@ -63,21 +65,6 @@ def alone(work: Callable[[], Found]) -> Found:
         return work()
     finally:
         distributed.is_distributed = joined
-
-
-def global_batches() -> Iterator[Batch]:
-    """Odd sizes, and one row for two ranks."""
-    rows = torch.randperm(len(WORLD.users), generator=torch.Generator().manual_seed(1))
-    for chosen in rows[:38].split([9, 1, 15, 13]):
-        yield WORLD.batch(WORLD.users[chosen], WORLD.items[chosen])
-
-
-def ranks_part(batch: Batch) -> Batch:
-    """Rows r, r + W, ..., or, as the loader does it, the first row at weight 0."""
-    rows = torch.arange(len(batch))[distributed.rank() :: 2]
-    part = batch.select(rows if len(rows) else torch.tensor([0]))
-    weights = torch.full((len(part),), float(len(rows) > 0))
-    return Batch(features=part.features, labels=part.labels, weights=weights, row_ids=part.row_ids)
 
 
 def update(found: DIN, batch: Batch, step: Step) -> Tensor:

@@ -1,7 +1,5 @@
 """A two-tower trained in batch on two ranks is the one trained in one process: losses, tables, layers."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -17,9 +15,11 @@ from recsys.models.interface import PhaseSettings
 from recsys.models.retrieval_loss import Gather, own_rows
 from recsys.models.twotower import TwoTower
 from recsys.phases import Phase, Step, Until
+from tests.recsys.models.two_rank_batches import global_batches, ranks_part
 from tests.recsys.two_ranks import run_on_two_ranks
 
 WORLD = Checkerboard.of().positives()
+SIZES = (9, 1, 12, 8)  # odd ones, and one row for two ranks
 
 
 def test_in_batch_training_does_not_depend_on_the_number_of_ranks() -> None:
@@ -29,7 +29,7 @@ def test_in_batch_training_does_not_depend_on_the_number_of_ranks() -> None:
 def check_training() -> None:
     whole, whole_phase = trained("plain", own_rows)
     part, part_phase = trained("sharded", distributed.gather_rows)
-    for index, batch in enumerate(global_batches()):
+    for index, batch in enumerate(global_batches(WORLD, SIZES)):
         step = Step(seed=0, phase="train", epoch=0, index=index)
         assert_close(
             update(part_phase, ranks_part(batch), step, 2), update(whole_phase, batch, step, 1), rtol=1e-5, atol=1e-5
@@ -53,21 +53,6 @@ def trained(backend: Backend, gather: Gather) -> tuple[TwoTower, Phase]:
         gather=gather,
     )
     return model, model.phases(WORLD, settings)[0]
-
-
-def global_batches() -> Iterator[Batch]:
-    """Odd sizes, and one row for two ranks."""
-    rows = torch.randperm(len(WORLD.users), generator=torch.Generator().manual_seed(1))
-    for chosen in rows[:30].split([9, 1, 12, 8]):
-        yield WORLD.batch(WORLD.users[chosen], WORLD.items[chosen])
-
-
-def ranks_part(batch: Batch) -> Batch:
-    """Rows r, r + W, ..., or, as the loader does it, the first row at weight 0."""
-    rows = torch.arange(len(batch))[distributed.rank() :: 2]
-    part = batch.select(rows if len(rows) else torch.tensor([0]))
-    weights = torch.full((len(part),), float(len(rows) > 0))
-    return Batch(features=part.features, labels=part.labels, weights=weights, row_ids=part.row_ids)
 
 
 def update(phase: Phase, batch: Batch, step: Step, ranks: int) -> Tensor:
