@@ -112,8 +112,9 @@ class Batch:
 
     features: `id` -> int64 [B]; `dense` -> float32 [B] or [B, F]; `id_list`, `id_score_list`, sequences -> Jagged.
     labels: name -> float32 [B]. weights: float32 [B] or None (all one). group: int64 [B] or None, the rows that
-    GAUC and ranking metrics treat together. row_ids: int64 [B] or None, the rows' numbers in the whole epoch's
-    order (global, the same for any number of ranks), by which dropout and negatives are keyed.
+    GAUC and ranking metrics treat together. cluster: int64 [B] or None, whose row it is, known to the vocabulary or
+    not: the rows that are drawn together when an interval is estimated. row_ids: int64 [B] or None, the rows' numbers
+    in the whole epoch's order (global, the same for any number of ranks), by which dropout and negatives are keyed.
     Raises ValueError naming the column whose row count differs.
     """
 
@@ -121,6 +122,7 @@ class Batch:
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
     group: Tensor | None = None
+    cluster: Tensor | None = None
     row_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -134,8 +136,7 @@ class Batch:
         """Every column under a readable name, features first."""
         named: dict[str, Tensor | Jagged] = dict(self.features)
         named |= {f"label {name}": label for name, label in self.labels.items()}
-        extra = {"weights": self.weights, "group": self.group, "row_ids": self.row_ids}
-        return named | {name: column for name, column in extra.items() if column is not None}
+        return named | {name: column for name, column in self._optional().items() if column is not None}
 
     @property
     def num_rows(self) -> int:
@@ -181,12 +182,14 @@ class Batch:
         return torch.ones(len(self), device=device)
 
     def _map(self, move: Callable[[Any], Any]) -> "Batch":
-        optional = {"weights": self.weights, "group": self.group, "row_ids": self.row_ids}
         return Batch(
             features={name: move(column) for name, column in self.features.items()},
             labels={name: move(label) for name, label in self.labels.items()},
-            **{name: None if column is None else move(column) for name, column in optional.items()},
+            **{name: None if column is None else move(column) for name, column in self._optional().items()},
         )
+
+    def _optional(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in ("weights", "group", "cluster", "row_ids")}
 
 
 def num_rows(column: Tensor | Jagged) -> int:
@@ -207,6 +210,7 @@ def concat(batches: Sequence[Batch]) -> Batch:
         labels={name: torch.cat([batch.labels[name] for batch in batches]) for name in first.labels},
         weights=_concat_optional([batch.weights for batch in batches]),
         group=_concat_optional([batch.group for batch in batches]),
+        cluster=_concat_optional([batch.cluster for batch in batches]),
         row_ids=_concat_optional([batch.row_ids for batch in batches]),
     )
 

@@ -61,17 +61,21 @@ class DaySource:
             rows = database.store("day_events", events.rows.filter(inside))
         return replace(tables, events=replace(events, rows=rows, scanned=()))
 
+    def row_fingerprints(self, database: Database, tables: SourceTables) -> dict[str, str]:
+        """Role -> SHA-256, hex, of names, types, places and values of a table's rows.
 
-def row_fingerprints(database: Database, tables: SourceTables) -> dict[str, str]:
-    """Role -> SHA-256, hex, of names, types, places and values of a table's rows."""
-    by_role = tables.by_role()
-    with broken_files_named(database, by_role.values()):
-        return {f"rows of {role}": _digest(database, table) for role, table in by_role.items()}
+        Rows without a readable time, which are no day's, are left out: one more of them changes no day before.
+        """
+        events = tables.events
+        with broken_files_named(database, tables.by_role().values()):
+            time, _ = _time(database, events, self._timestamp)
+            told = replace(tables, events=replace(events, rows=events.rows.filter(time.notnull())))
+            return {f"rows of {role}": _digest(database, table) for role, table in told.by_role().items()}
 
 
 def _digest(database: Database, table: SourceTable) -> str:
     rows = table.rows.select(FILE, ROW, *sorted(table.columns)).order_by(FILE, ROW)
-    digest = sha256(f"{rows.schema()} {table.malformed}".encode())
+    digest = sha256(str(rows.schema()).encode())
     as_text: Any = ibis.struct({name: rows[name] for name in rows.columns}).cast("string")
     for batch in database.stream(rows.select(text=as_text)):
         digest.update("\n".join(["", *batch.column(0).to_pylist()]).encode())

@@ -3,7 +3,8 @@
 A day's folder is what `prepare` makes (`view` says what it holds) and needs no other folder to be read:
 
     encoder, entity tables   yesterday's, grown: an id keeps its row, an entity its position, new ones follow; what is
-                             known of an entity is as of this day; statistics of transforms stay those of the first day
+                             known of an entity is as of this day, of what stands in the log as of the
+                             entity's first event of it; statistics of transforms stay those of the first day
     examples                 of the day, all of them in the split train
     histories                the last `max_length` events of every user as yesterday's folder has them, then the day's
 
@@ -35,7 +36,7 @@ from features.carried import carried_on, in_position_order
 from features.catalogue import Entity
 from features.data_config import DataConfig
 from features.database import MEMORY_LIMIT, Database
-from features.day_source import DaySource, row_fingerprints
+from features.day_source import DaySource
 from features.encoder import Encoder
 from features.entities import EntityTable
 from features.examples import Learned, Progress, check_examples, event_chunks
@@ -96,7 +97,7 @@ def prepare_day(
         tables = source.read(database)
         if not database.value(tables.events.rows.count()) and not tables.events.malformed:
             return None
-        inputs = inputs or row_fingerprints(database, tables)
+        inputs = inputs or source.row_fingerprints(database, tables)
         tell("raw files", 1, 1)
         path = chain.path(places.out, inputs)
         with suppress(FileExistsError, NoExamplesError), folder_aside(path) as folder:
@@ -124,6 +125,11 @@ class _Chain:
             raise ValueError(f"schema {schema.name!r} names no `timestamp`, by which the days of events are known")
         if config.min_events:
             raise ValueError("data.min_events counts the events of a whole log, not those of a day; remove it")
+        if config.downsample is not None:
+            raise ValueError(
+                "data.downsample leaves negatives out of what trains alone, and a day's rows also test the model of "
+                "the day before; remove it"
+            )
         check_examples(schema, config.positive)
         check_negatives(schema, config)
         if (config.positive and not schema.sequences) or not all(group.ordered for group in schema.sequences):

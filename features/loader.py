@@ -210,6 +210,7 @@ class Loader:
             labels=_labels(raw),
             weights=weights if self._has_rows(index) else torch.zeros(1),
             group=_optional(raw, "group"),
+            cluster=_cluster(raw, torch.from_numpy(mine)),
             row_ids=torch.from_numpy(mine),
         )
 
@@ -221,6 +222,12 @@ def _is_feature(name: str) -> bool:
 def _labels(raw: Mapping[str, Tensor | Jagged]) -> dict[str, Tensor]:
     named = {name.removeprefix("label:"): name for name in raw if name.startswith("label:") or name == "probability"}
     return {label: column for label, name in named.items() if isinstance(column := raw[name], Tensor)}
+
+
+def _cluster(raw: Mapping[str, Tensor | Jagged], row_ids: Tensor) -> Tensor | None:
+    """The position of each row's user, [B]; a row without one stands alone, under a negative number of its own."""
+    users = _optional(raw, "user")
+    return None if users is None else torch.where(users < 0, -1 - row_ids, users)
 
 
 def _optional(raw: Mapping[str, Tensor | Jagged], name: str) -> Tensor | None:

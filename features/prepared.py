@@ -184,8 +184,9 @@ class Making:
 
     def _catalogues(self, log: Log, events: ir.Table) -> dict[Entity, Catalogue]:
         entities: tuple[Entity, ...] = ("user", "item")
+        by_day = self._config.split.kind == "day"
         return {
-            entity: read_catalogue(self._database, log, without_negatives(events), self._schema, entity)
+            entity: read_catalogue(self._database, log, without_negatives(events), self._schema, entity, first=by_day)
             for entity in entities
             if getattr(self._schema, entity)
         }

@@ -12,6 +12,7 @@ Shapes: B users or items asked for, U users with truth.
 """
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ class Prepared:
     def files(self, split: str) -> list[Path]:
         """The example files of a split, in order."""
         return sorted((self.path / "examples" / split).glob("part-*.parquet"))
+
+    def labels(self, split: str, label: str) -> Iterator[NDArray[np.float32]]:
+        """A label of a split's rows, some at a time, in order."""
+        for file in self.files(split):
+            for rows in pq.ParquetFile(file).iter_batches(columns=[f"label:{label}"]):
+                yield rows.column(0).to_numpy()
 
 
 class View:

@@ -11,6 +11,7 @@ Shapes: W ranks; n rows of this rank; B rows of all ranks.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -115,6 +116,11 @@ def first_to_fail(unanswered: bool) -> bool:
     except RuntimeError:
         return unanswered
     return count == 1
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory, of which it has no error class of its own on the CPU."""
+    return bool(re.search(r"can't allocate memory|CUDA out of memory", str(error)))
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

@@ -38,7 +38,7 @@ from recsys.run_reports import calibrator_of, report_on, report_on_newer, seen_b
 from recsys.run_start import Parent
 from recsys.run_state import FINISHED, REFIT, SELECT, RunState, differing_keys, read_config, read_state
 from recsys.training.checkpoint import Checkpoints
-from recsys.training.checks import check_settings, check_splits
+from recsys.training.checks import check_data, check_settings
 from recsys.training.optimizers import make_optimizer
 from recsys.training.schedule import make_schedule
 from recsys.training.state import load_model, restart
@@ -98,7 +98,7 @@ class Run:
         check_settings(config)
         if run._parent is not None:
             run._parent.check_config(config)
-        check_splits(config.training, prepared.splits)
+        check_data(config, prepared)
         if run._begun:
             run._check_same()
             if not run.finished and not resume:

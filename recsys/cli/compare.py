@@ -41,7 +41,11 @@ def compare(
     ],
     split: Annotated[str, typer.Option("--split", help="The split to compare on: validation or test.")] = "test",
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", help="What to compare by (default: all that both have).")
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="What to compare by, NAME or NAME[LABEL] (default: what all have, of the first label).",
+        ),
     ] = None,
     draws: Annotated[int, typer.Option("--draws", help="How many bootstrap draws.")] = DRAWS,
     runs: RunsOption = Path("runs"),

@@ -5,7 +5,6 @@ with time left and throughput, elsewhere plain lines every few seconds.
 """
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,6 @@ LOST_RANK = 1
 INTERRUPTED = 75
 PLAIN_EVERY_S = 5.0
 PLAIN_WIDTH = 140
-NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")  # torch has no class of its own for the first
 
 console = Console(stderr=True, highlight=False)
 
@@ -72,7 +70,7 @@ def user_errors() -> Iterator[None]:
         _say_once(one_line(error), unanswered=False)
         raise typer.Exit(USER_ERROR) from None
     except RuntimeError as error:
-        if NO_MEMORY.search(str(error)):
+        if distributed.is_out_of_memory(error):
             _say_once(f"out of memory: {one_line(error)}", unanswered=False)
             raise typer.Exit(USER_ERROR) from None
         if not distributed.is_lost_rank(error):

@@ -21,9 +21,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from features import storage
 from features.utc_day import UtcDay
 from features.view import Prepared
@@ -55,7 +52,10 @@ class Surroundings:
 
 
 class Daily:
-    """A job: one config, one folder. keep: runs whose checkpoints stay, the newest ones (0 = all), and the promoted."""
+    """A job: one config, one folder.
+
+    keep: runs whose checkpoints stay, the newest ones (0 = all); so do the promoted one's, and its last rival's.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, around: Surroundings, keep: int = 0) -> None:
         self.config, self.folder, self.around, self.keep = config, folder, around, keep
@@ -188,15 +188,18 @@ class Daily:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def _prune(self) -> None:
-        """Remove the checkpoints of older runs but the promoted one; what they scored stays."""
-        promoted = self.pointer().get("run")
-        for name in self.trained()[: -self.keep] if self.keep else []:
-            if name != promoted:
+        """Remove the checkpoints of older runs; what they scored stays.
+
+        Kept are the promoted run and the one before it that the newest test was against: that day may be tested again.
+        """
+        trials, trained = self.trials.all(), self.trained()
+        needed = {self.pointer().get("run"), *(trial.champion for trial in trials[-1:])}
+        for name in trained[: -self.keep] if self.keep else []:
+            if name not in needed:
                 storage.remove_tree(self.folder / name / "checkpoints")
 
 
 def _has_both_classes(data: Prepared) -> bool:
-    label = f"label:{data.schema.labels[0].name}"
-    ranges = [pc.min_max(pq.read_table(file, columns=[label])[label]).as_py() for file in data.files("train")]
-    lowest, highest = min(found["min"] for found in ranges), max(found["max"] for found in ranges)
-    return bool(lowest <= 0 < highest)
+    label = data.schema.labels[0].name
+    ends = [(values.min(), values.max()) for values in data.labels("train", label)]
+    return bool(min(low for low, _ in ends) <= 0 < max(high for _, high in ends))

@@ -8,11 +8,13 @@ An interval holds the middle `confidence` of the draws (percentile bootstrap). D
 Shapes: N rows, C clusters, S columns (models or training seeds), R draws, P positive rows, Q negative rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from recsys.evaluation import ctr
 
 DRAWS = 1000
 CONFIDENCE = 0.95
@@ -169,35 +171,9 @@ class Sampled:
         above, below = draws.over_seeds(self.samples[:, a], 0), draws.over_seeds(self.samples[:, b], 1)
         rela_impr = None
         if metric.partition("[")[0] in ("auc", "gauc") and other > 0.5 and bool((below > 0.5).all()):
-            relative = (above - 0.5) / (below - 0.5) - 1
-            rela_impr = draws.interval((mine - 0.5) / (other - 0.5) - 1, relative)
+            rela_impr = draws.interval(ctr.rela_impr(mine, other), (above - 0.5) / (below - 0.5) - 1)
         difference = draws.interval(mine - other, above - below)
         return Comparison(metric=metric, a=mine, b=other, difference=difference, rela_impr=rela_impr)
-
-
-def compare_means(
-    metric: str, a: Sequence[Tensor], b: Sequence[Tensor], draws: Draws, *, clusters: Tensor | None = None,
-    weights: Tensor | None = None,
-) -> Comparison:  # fmt: skip
-    """Whether the mean of A's values [N] is above that of B's; one tensor for each training seed of a model."""
-    sampled = Sampled.means(_columns(metric, a, b), draws, clusters=clusters, weights=weights)
-    return sampled.compared(metric, slice(0, len(a)), slice(len(a), None), draws)
-
-
-def compare_aucs(
-    labels: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], draws: Draws, *, clusters: Tensor | None = None,
-    weights: Tensor | None = None,
-) -> Comparison:  # fmt: skip
-    """Whether the AUC of A's scores [N] is above that of B's; one tensor for each training seed of a model."""
-    sampled = Sampled.aucs(labels, _columns("auc", a, b), draws, clusters=clusters, weights=weights)
-    return sampled.compared("auc", slice(0, len(a)), slice(len(a), None), draws)
-
-
-def _columns(metric: str, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    if not a or not b or len({len(column) for column in (*a, *b)}) > 1:
-        lengths = f"{[len(column) for column in a]} against {[len(column) for column in b]}"
-        raise ValueError(f"{metric}: models to compare need the same rows, got lengths {lengths}")
-    return torch.stack([*a, *b], dim=1).double()
 
 
 def _row_weights(weights: Tensor | None, num_rows: int) -> Tensor:

@@ -189,15 +189,16 @@ def evaluate_ranking(
 ) -> Report:
     """Score every row of the loader; metrics of the first label, and "name[label]" of each further one.
 
-    cluster: the `id` feature whose rows belong together when confidence is estimated (default: the schema's user, else
-    the batch's group). A planted probability is scored too, as "ceiling_auc" and so on: no model can do better.
+    cluster: the `id` feature whose rows belong together when confidence is estimated (default: the batch's cluster,
+    else the schema's user, else the batch's group). A planted probability is scored too, as "ceiling_auc" and so on:
+    no model can do better.
     shown: what the ranker is given of a batch (default: the batch); all else is measured on the batch itself.
     The ranks of a distributed run each score the rows of their loader, and all return the report of all rows. Memory is
     bounded by batches, not by the loader's rows: columns of many rows are files, 28 bytes a row and more with several
     labels.
     """
     settings = settings or RowSettings()
-    columns = _Columns(cluster or ranker.schema.user, settings)
+    columns = _Columns(cluster, ranker.schema.user, settings)
     with _evaluating(ranker):
         for batch, _ in loader.epoch(0):
             given = batch if shown is None else shown(batch)
@@ -258,8 +259,9 @@ def check_metric(metric: str, model: Recommender | Ranker, ks: Sequence[int], ne
 class _Columns:
     """Collects what the metrics need of each batch, over all ranks: a few numbers a row, not the features."""
 
-    def __init__(self, cluster: str, settings: RowSettings) -> None:
-        self.cluster, self.kept, self.calibrator = cluster, settings.kept, settings.calibrator
+    def __init__(self, cluster: str, user: str, settings: RowSettings) -> None:
+        self.cluster, self.user = cluster, user
+        self.kept, self.calibrator = settings.kept, settings.calibrator
         self.parts: dict[str, list[Tensor]] = {}
         self.num_batches = 0
         self.rows = GrowingColumns(scratch=settings.scratch)
@@ -274,7 +276,8 @@ class _Columns:
         columns |= {f"{FEATURE}{name}": batch.ids(name) for name in self.kept}
         if PROBABILITY in batch.labels:
             columns[PROBABILITY] = logits_of(batch.labels[PROBABILITY])
-        optional = {"weights": batch.weights, "group": batch.group, "row_ids": batch.row_ids}
+        weights = batch.row_weights() if distributed.world_size() > 1 else batch.weights  # a padded rank has some
+        optional = {"weights": weights, "group": batch.group, "row_ids": batch.row_ids}
         optional |= {"clusters": self._clusters(batch)}
         columns |= {name: column for name, column in optional.items() if column is not None}
         counted = batch.row_weights() > 0  # a rank without rows takes part with a copy of weight 0
@@ -285,7 +288,11 @@ class _Columns:
             self._gather()
 
     def _clusters(self, batch: Batch) -> Tensor | None:
-        return batch.ids(self.cluster) if self.cluster in batch.features else batch.group
+        if self.cluster:
+            return batch.ids(self.cluster)
+        if batch.cluster is not None:
+            return batch.cluster
+        return batch.ids(self.user) if self.user in batch.features else batch.group
 
     def _gather(self) -> None:
         """Move the rows of all ranks since the last time to where they stay."""
@@ -299,7 +306,10 @@ class _Columns:
         self._gather()
         if not self.rows.num_rows:
             raise ValueError("the loader gave no rows to score")
-        return self.rows.finished()
+        found = self.rows.finished()
+        if distributed.world_size() > 1 and bool((found["weights"] == 1).all()):
+            del found["weights"]
+        return found
 
 
 def _rows(columns: Mapping[str, Tensor], label: str, logits: str) -> ScoredRows:

@@ -1,8 +1,8 @@
 """How gradients of attention and of representation meet in the vectors of ids (Feng et al. 2025, "DARE", section 3).
 
 Of every paired feature (a target and the sequence that repeats it) and every sequence that stands alone, the gradient
-of the loss is taken by each path (attention_paths.py) and summed over the occurrences of an id in a batch, which is
-what a step does to the id's row:
+of the loss (of the logits that are served; an auxiliary loss is left out) is taken by each path (attention_paths.py)
+and summed over the occurrences of an id in a batch, which is what a step does to the id's row:
 
     ratio     || gradients by attention || / || gradients by representation ||, over all ids and batches
     conflict  share of (id, batch) where both are there and their inner product is negative
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from features.batch import Batch, Jagged
 from recsys.evaluation.attention_paths import Attentive, Paths, as_read, paths_of
@@ -102,10 +102,10 @@ def _tables(model: Attentive, feature: str, paths: Paths) -> tuple[str, str]:
 
 
 def _gradients(model: Attentive, paths: Paths, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    targets = torch.stack([batch.labels[name] for name in model.labels], dim=1)
-    losses = nn.functional.binary_cross_entropy_with_logits(paths.logits.reshape(targets.shape), targets)
+    weights = batch.row_weights()
+    loss = (model.losses(paths.logits, batch) * weights).sum() / weights.sum()
     leaves = [*paths.attention.values(), *paths.representation.values()]
-    found = torch.autograd.grad(losses, leaves, allow_unused=True)
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
     whole = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)]
     count = len(paths.attention)
     return dict(zip(paths.attention, whole[:count], strict=True)), dict(

@@ -33,7 +33,11 @@ def weighted_sum(weights: Tensor, values: Tensor, owners: Tensor, num_rows: int)
 
 
 def segment_softmax(scores: Tensor, owners: Tensor, num_rows: int) -> Tensor:
-    """exp(s_j) / sum over the row's values of exp(s), of scores [N] -> [N]; any finite scores, rows may be empty."""
+    """exp(s_j) / sum over the row's values of exp(s), of scores [N] -> [N]; any finite scores, rows may be empty.
+
+    Scores of less than float32 are widened to it: a sum of bfloat16 ones stops at 256.
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     highest = scores.new_full((num_rows,), -torch.inf).scatter_reduce(0, owners, scores.detach(), "amax")
     raised = (scores - highest.index_select(0, owners)).exp()  # the highest is a constant that cancels
     return raised / segment_sum(raised, owners, num_rows).index_select(0, owners)

@@ -6,9 +6,10 @@ Shapes: B rows, N events of all histories, D width of a target, W width of the h
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from features.batch import Batch, Jagged
@@ -38,6 +39,12 @@ class BaseModel(Ranker):
         """pooling: of the events."""
 
         pooling: Literal["sum", "mean"] = "sum"
+
+        @model_validator(mode="after")
+        def _activation_has_effect(self) -> Self:
+            if not self.hidden and "activation" in self.model_fields_set:
+                raise ValueError("activation has no effect without hidden layers; remove it or give hidden")
+            return self
 
     def __init__(self, encoder: Encoder, collection: EmbeddingCollection, config: SequenceOptions) -> None:
         super().__init__(encoder, collection, config)

@@ -42,7 +42,7 @@ class SearchOptions(SequenceOptions):
     """Settings of the search and of what is made of its result, beside those of the head.
 
     search_k: events of a history that are attended to. target_aware: whether the head sees q_r * h. auxiliary_weight:
-    of the loss over all events, 0 = none. auxiliary_hidden: widths of its MLP.
+    of the loss over all events, 0 = none. auxiliary_hidden: widths of its MLP, where there is one.
     """
 
     hidden: tuple[int, ...] = (200, 80)

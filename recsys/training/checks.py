@@ -5,15 +5,18 @@ metrics themselves can say.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 
+from features.view import Prepared
 from recsys import distributed
 from recsys.compression import make_specs, make_table_optimizer
 from recsys.config import ConfigError, RunConfig, TrainingConfig
 from recsys.embedding.placement import check_sharding
 from recsys.models import model_class, model_options
 from recsys.models.interface import ClosedForm
+from recsys.models.options import RankerOptions
 
 
 def check_settings(config: RunConfig) -> None:
@@ -26,6 +29,11 @@ def check_settings(config: RunConfig) -> None:
     if config.training.refit and staged:
         raise ConfigError(
             f"training.refit cannot be used with table {staged[0]!r}, which trains in stages of its own; remove it"
+        )
+    if config.training.refit and config.data.downsample is not None:
+        raise ConfigError(
+            "training.refit trains on validation too, whose negatives data.downsample leaves whole, so that no "
+            "correction makes its scores probabilities; remove one of the two"
         )
     if len(staged) > 1:
         raise ConfigError(
@@ -50,6 +58,28 @@ def check_settings(config: RunConfig) -> None:
             f"training.precision = 'bf16': this {training.device} ({_name_of(training.device)}) multiplies no bfloat16 "
             "matrices by itself; accepted is 'float32'"
         )
+
+
+def check_data(config: RunConfig, prepared: Prepared) -> None:
+    """Raise ConfigError for data that the config cannot train on: see `check_splits` and `check_labels`."""
+    check_splits(config.training, prepared.splits)
+    options = model_options(config.model)
+    if isinstance(options, RankerOptions):
+        known = [label.name for label in prepared.schema.labels]
+        check_labels([name for name in options.labels or known[:1] if name in known], prepared)
+
+
+def check_labels(labels: Sequence[str], prepared: Prepared) -> None:
+    """Raise ConfigError for a label that no click model can learn (outside 0..1), or be measured by (not 0 or 1)."""
+    for split, label in product(prepared.splits, labels):
+        accepted = "from 0 to 1" if split == "train" else "0 or 1 where it is measured"
+        for values in prepared.labels(split, label):
+            wrong = (values < 0) | (values > 1) if split == "train" else (values != 0) & (values != 1)
+            if wrong.any():
+                raise ConfigError(
+                    f"label {label!r} is {values[wrong][0]:g} in some row of {split!r}, accepted is {accepted}: "
+                    "say which values are positive, by `positive` or `positive_from` in the schema's label"
+                )
 
 
 def _has_bf16(device: str) -> bool:

@@ -18,11 +18,13 @@ from typing import Any
 
 from features import storage
 from features.prepared import Prepared
+from recsys import distributed
 from recsys.config import ConfigError, RunConfig, load_config
 from recsys.held_folder import held
 from recsys.run import Run
 from recsys.run_state import SELECT
 from recsys.training.checkpoint import Checkpoints
+from recsys.training.checks import check_settings
 from recsys.training.trainer import Observer, higher_is_better
 from recsys.tune.sampler import Pruned, Sampler, Suggestion
 from recsys.tune.space import Setting, Space, as_override
@@ -45,7 +47,7 @@ class Study:
         if "validation" not in prepared.splits:
             raise ConfigError("a search needs a validation split (data.split.validation)")
         for key, allowed in space.items():
-            self.config_of({key: allowed.first})  # refuses an unknown setting before the first trial
+            check_settings(self.config_of({key: allowed.first}))  # refuses an unknown setting before the first trial
         self.base = self.config_of({})
         self.metric = Run(folder, self.base, prepared).metric
         self.maximize = higher_is_better(self.metric)
@@ -119,7 +121,9 @@ class Study:
             seen = suggestion.values
             best = max(seen) if self.maximize else min(seen)
             return Trial(status="pruned", value=best, values=seen, seconds=suggestion.seconds, **values)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not distributed.is_out_of_memory(error):
+                raise
             return Trial(status="failed", reason=" ".join(str(error).split()), **values)
         validation = run.state.validation or {}
         values |= {"value": validation[self.metric], "validation": validation, "seconds": run.state.seconds}

@@ -12,6 +12,8 @@ import argparse
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -20,23 +22,21 @@ from features.view import Prepared
 from recsys.config import load_config
 from recsys.evaluation.ctr import ScoredRows
 
-BATCH = 8192
-
 
 def columns(prepared: Prepared, *splits: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Item ids, first labels and groups of all rows [N] of splits."""
-    item, label = prepared.schema.item, prepared.schema.labels[0].name
-    batches = [batch for batch, _ in prepared.view(*splits).loader(BATCH, seed=0, shuffle=False).epoch(0)]
-    groups = [batch.group for batch in batches if batch.group is not None]
-    ids = torch.cat([batch.ids(item) for batch in batches])
-    return ids, torch.cat([batch.labels[label] for batch in batches]), torch.cat(groups) if groups else None
+    """Positions of items in the catalogue, first labels and groups of all rows [N] of splits."""
+    names = ["item", f"label:{prepared.schema.labels[0].name}", *(["group"] if prepared.schema.group else [])]
+    files = [file for split in splits if split in prepared.splits for file in prepared.files(split)]
+    table = pa.concat_tables(pq.read_table(file, columns=names) for file in files)
+    item, label, *group = (torch.from_numpy(table[name].to_numpy()) for name in names)
+    return item, label, group[0] if group else None
 
 
 def scores(prepared: Prepared) -> dict[str, Tensor]:
-    """Score of every item id, by baseline."""
-    ids, labels, _ = columns(prepared, *(name for name in ("train", "validation") if name in prepared.splits))
-    num = prepared.encoder.vocabularies[prepared.schema.feature(prepared.schema.item).vocabulary].num_rows
-    rows, clicks = ids.bincount(minlength=num).double(), ids.bincount(labels.double(), minlength=num)
+    """Score of every item, by baseline."""
+    items, labels, _ = columns(prepared, "train", "validation")
+    rows = items.bincount(minlength=prepared.counts["items"]).double()
+    clicks = items.bincount(labels.double(), minlength=len(rows))
     return {"item popularity": rows, "item mean": (clicks + labels.double().mean()) / (rows + 1)}
 
 
@@ -50,9 +50,9 @@ def main() -> None:
     data_root = None if args.data is None else Path(args.data)
     config = load_config(args.config)
     prepared = prepare(config.data, data_root=data_root, schema_dir=args.config.parent, out=args.prepared)
-    ids, labels, group = columns(prepared, "test")
+    items, labels, group = columns(prepared, "test")
     for name, of_item in scores(prepared).items():
-        found = ScoredRows(labels=labels, logits=of_item[ids].float(), group=group).metrics()
+        found = ScoredRows(labels=labels, logits=of_item[items].float(), group=group).metrics()
         print(f"{name}: " + ", ".join(f"{key} {found[key]:.4f}" for key in ("auc", "gauc") if key in found))
 
 

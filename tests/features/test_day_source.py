@@ -9,7 +9,7 @@ import pytest
 
 from features.data_config import DataConfig
 from features.database import Database
-from features.day_source import DaySource, row_fingerprints
+from features.day_source import DaySource
 from features.source_files import MissingEventsError
 from features.utc_day import UtcDay
 
@@ -53,13 +53,16 @@ def test_rows_are_known_by_their_values_and_places(tmp_path: Path) -> None:
         work = tmp_path / f"work{len(list(tmp_path.iterdir()))}"
         work.mkdir()
         with Database.open(work) as database:
-            return row_fingerprints(database, source(tmp_path, "log.parquet").read(database))
+            days = source(tmp_path, "log.parquet")
+            return days.row_fingerprints(database, days.read(database))
 
     whole = known(frame())
     assert known(pd.concat([frame(), frame()[-1:]])) == whole
     assert known(frame().replace({"item": {2: 7}})) != whole
     assert known(frame().replace({"item": {4: 7}})) == whole
     assert known(frame()[1:]) != whole
+    timeless = frame()[-1:].astype({"time": object}).assign(time=None)
+    assert known(pd.concat([frame().astype({"time": object}), timeless])) == whole
 
 
 def test_fingerprints_of_own_files_need_no_reading(tmp_path: Path) -> None:

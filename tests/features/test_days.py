@@ -150,6 +150,17 @@ def test_days_of_files_hold_what_days_of_one_log_hold(shop: Path) -> None:
         assert seen(one, "train", 3, {}) == seen(other, "train", 3, {})
 
 
+def test_rows_of_a_day_know_no_value_that_an_item_takes_later_in_it(shop: Path) -> None:
+    frame = log()
+    rows = frame.index[(frame["item"] == 1) & ((frame["time"] - START) // DAY == 1)]
+    assert len(rows) > 1
+    frame.loc[rows, "price"] = [2.5, *[99.0] * (len(rows) - 1)]
+    write(shop, frame)
+    _, second = chain(shop, FIRST, SECOND)
+    assert second.items is not None
+    assert second.items.column("price")[int(second.items.positions([1])[0])].as_py() == 2.5
+
+
 def test_day_opens_its_own_file_alone(shop: Path) -> None:
     first = make(shop, FIRST, None, path="{day}.csv")
     (shop / "2026-01-01.csv").unlink()
@@ -240,7 +251,7 @@ def test_row_without_a_time_is_bad(shop: Path) -> None:
     [
         ({"split": {"kind": "time"}}, "data.split.kind is 'time'"),
         ({"min_events": 2}, "min_events"),
-        ({"examples": "positive", "downsample": {"rate": 0.5}}, "there are no negatives to leave out"),
+        ({"downsample": {"rate": 0.5}}, "a day's rows also test the model of the day before"),
         ({"path": "nowhere/log.csv", "files": {"users": "users.csv"}}, "no file"),
     ],
 )

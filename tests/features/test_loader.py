@@ -251,6 +251,11 @@ def test_batches_hold_labels_weights_and_groups(source: RowSource) -> None:
     assert batch.row_weights().tolist() == [row["weight"] for row in ordered]
     assert batch.group is not None
     assert batch.group.tolist() == [row["group"] for row in ordered]
+    assert batch.cluster is not None
+    known = [row["user"] for row in ordered if row["user"] >= 0]
+    assert batch.cluster[batch.cluster >= 0].tolist() == known
+    alone = batch.cluster[batch.cluster < 0]
+    assert len(alone) == len(ordered) - len(known) == len(alone.unique())
     assert set(batch.features) == {feature.name for feature in schema().inputs}
 
 

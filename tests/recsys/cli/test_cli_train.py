@@ -195,9 +195,9 @@ def test_evaluate_says_that_the_prepared_data_is_gone(forker: Forker) -> None:
     ("label", "says"),
     [
         (lambda n: n % 5, "label 'click' is"),
-        (lambda n: -(n % 2), "a ranker takes 0..1: say which values are positive"),
+        (lambda n: -(n % 2), "accepted is from 0 to 1: say which values are positive"),
         (lambda n: 0, "split 'validation', label 'click': auc needs rows of both classes"),
-        (lambda n: 0.5, "split 'validation', label 'click': labels must be 0 or 1 for auc"),
+        (lambda n: 0.5, "label 'click' is 0.5 in some row of 'validation', accepted is 0 or 1 where"),
     ],
 )
 def test_train_refuses_labels_that_are_no_clicks(forker: Forker, label: Callable[[int], float], says: str) -> None:

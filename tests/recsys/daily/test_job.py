@@ -1,7 +1,7 @@
 """The daily job killed anywhere ends as if it had not been; what it promotes, leaves out, keeps and refuses.
 
 Points are those of features/faults.py. By default the job is killed every so many of them until it ends; `slow` kills
-it at each of them in turn.
+it before and after a rename of each kind (there are over a thousand points, most of them within what a rename hides).
 """
 
 import hashlib
@@ -16,12 +16,17 @@ from typing import Any
 
 import pytest
 
+from features import storage
 from features.worlds import generate
+from recsys.config import load_config
+from recsys.daily.job import Daily, Surroundings
+from recsys.daily.trial import Trial
 from recsys.run import Run
 from recsys.run_start import Parent
+from recsys.run_state import FINISHED, RunState
 from recsys.training.checkpoint import Checkpoints
 from tests.recsys.forked import Ended, Forker
-from tests.recsys.small_project import CTR, SCHEMA
+from tests.recsys.small_project import CTR, SCHEMA, write_project
 
 DAILY = CTR.replace('{ kind = "time", validation = 0.1, test = 0.1 }', '{ kind = "day" }').replace(
     'metric = "auc"\npatience = 1\n', ""
@@ -120,11 +125,14 @@ def test_job_killed_around_a_promotion_ends_as_if_it_never_was(project: Project,
 
 
 @pytest.mark.slow
-def test_job_killed_at_every_point_ends_as_if_it_never_was(project: Project) -> None:
+def test_job_killed_around_every_kind_of_rename_ends_as_if_it_never_was(project: Project) -> None:
+    """What a later process finds changes with renames alone: killed before and after the last one of each name."""
     points = json.loads((project.folder / "points.json").read_text())
-    for number in range(1, len(points) + 1):
-        assert project.daily("points", fault=f"{number}:kill").code == -signal.SIGKILL
-        check_ends_whole(project, "points")
+    last = {label: number for number, label in enumerate(points, start=1) if label.startswith("rename:")}
+    for number in sorted(last.values()):
+        for point in (number, number + 1):
+            assert project.daily("renames", fault=f"{point}:kill").code == -signal.SIGKILL
+            check_ends_whole(project, "renames")
 
 
 def test_job_a_day_at_a_time_is_the_job_of_all_days(project: Project) -> None:
@@ -174,6 +182,24 @@ def test_job_keeps_the_checkpoints_asked_for_and_the_promoted_ones(project: Proj
     kept = {path.parent.name for path in job.glob("*/checkpoints")}
     assert kept == {promoted, "2026-01-07"}
     assert project.daily("pruned", "--from", "2026-01-05", "--to", "2026-01-07", "--keep", "1").code == 0
+
+
+def test_pruning_keeps_the_run_that_the_newest_test_was_against(tmp_path: Path) -> None:
+    """That day was not over, perhaps: it is tested again when its data has grown."""
+    config = load_config(write_project(tmp_path / "project") / "ctr.toml")
+    days = ["2026-01-05", "2026-01-06", "2026-01-07"]
+    for day in days:
+        (tmp_path / "job" / day / "checkpoints").mkdir(parents=True)
+        storage.write_text(tmp_path / "job" / day / "config.json", config.to_json())
+        state = RunState(prepared="", data_hash="", stage=FINISHED)
+        storage.write_json(tmp_path / "job" / day / "run.json", vars(state))
+    around = Surroundings(prepare=lambda day, before: None, train=lambda run: None, say=lambda line: None)
+    job = Daily(config, tmp_path / "job", around, keep=1)
+    for day, model, champion in (("2026-01-07", days[1], days[0]), ("2026-01-08", days[2], days[1])):
+        job.trials.write(Trial(day=day, data_hash="", counts={}, model=model, champion=champion, promoted=True))
+    storage.write_json(tmp_path / "job" / "promoted.json", {"run": days[2]})
+    job._prune()
+    assert [day for day in days if (tmp_path / "job" / day / "checkpoints").exists()] == days[1:]
 
 
 def test_job_leaves_out_days_without_examples(project: Project) -> None:

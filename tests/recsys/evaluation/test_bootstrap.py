@@ -1,12 +1,26 @@
 import pytest
 import torch
 
-from recsys.evaluation.bootstrap import Draws, compare_aucs, compare_means, resampled_aucs, resampled_means
+from recsys.evaluation.bootstrap import Comparison, Draws, Sampled, resampled_aucs, resampled_means
 from recsys.evaluation.ctr import auc
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def compared(sampled: Sampled, num: int, draws: Draws) -> Comparison:
+    """The first `num` columns against the others."""
+    return sampled.compared("m", slice(0, num), slice(num, None), draws)
+
+
+def compare_means(a: list[torch.Tensor], b: list[torch.Tensor], draws: Draws) -> Comparison:
+    return compared(Sampled.means(torch.stack([*a, *b], dim=1), draws), len(a), draws)
+
+
+def compare_aucs(labels: torch.Tensor, a: torch.Tensor, b: torch.Tensor, draws: Draws) -> Comparison:
+    columns, clusters = torch.stack([a, b], dim=1), torch.arange(len(labels)) // 10
+    return compared(Sampled.aucs(labels, columns, draws, clusters=clusters), 1, draws)
 
 
 def counts_of(draws: Draws, num_clusters: int) -> torch.Tensor:
@@ -68,8 +82,8 @@ def test_paired_comparison_sees_what_plain_intervals_do_not() -> None:
     skill = noise(500)
     a, b = skill + 0.05 + noise(500, seed=1) * 0.1, skill
     draws = Draws(seed=0)
-    assert compare_means("recall@20", [a], [b], draws).above
-    assert compare_means("recall@20", [b], [a], draws).below
+    assert compare_means([a], [b], draws).above
+    assert compare_means([b], [a], draws).below
     spread = resampled_means(skill[:, None], draws).std()
     assert spread > 0.04  # of the means themselves: nearly the difference
 
@@ -77,18 +91,17 @@ def test_paired_comparison_sees_what_plain_intervals_do_not() -> None:
 def test_equal_models_are_not_told_apart() -> None:
     labels = (noise(3000) > 0.3).float()
     a, b = labels + noise(3000, seed=1) * 2, labels + noise(3000, seed=2) * 2
-    clusters = torch.arange(3000) // 10
-    comparison = compare_aucs(labels, [a], [b], Draws(seed=0, num_draws=200), clusters=clusters)
+    comparison = compare_aucs(labels, a, b, Draws(seed=0, num_draws=200))
     assert not comparison.above
     assert not comparison.below
-    same = compare_aucs(labels, [a], [a], Draws(seed=0, num_draws=100), clusters=clusters)
+    same = compare_aucs(labels, a, a, Draws(seed=0, num_draws=100))
     assert (same.difference.low, same.difference.high) == (0.0, 0.0)
 
 
 def test_better_ranker_is_above_and_both_numbers_are_printed() -> None:
     labels = (noise(3000) > 0.3).float()
     a, b = labels + noise(3000, seed=1), labels + noise(3000, seed=2) * 2
-    comparison = compare_aucs(labels, [a], [b], Draws(seed=0, num_draws=200), clusters=torch.arange(3000) // 10)
+    comparison = compare_aucs(labels, a, b, Draws(seed=0, num_draws=200))
     assert comparison.above
     assert (comparison.a, comparison.b) == pytest.approx((auc(labels, a), auc(labels, b)))
     assert f"{comparison.a:.4f} against {comparison.b:.4f}" in str(comparison)
@@ -99,8 +112,8 @@ def test_interval_covers_the_training_seeds() -> None:
     skill = noise(400)
     seeds = [skill + offset for offset in (0.5, -0.5, 0.1)]  # one lucky seed
     draws = Draws(seed=0)
-    assert compare_means("m", seeds[:1], [skill], draws).above
-    several = compare_means("m", seeds, [skill], draws)
+    assert compare_means(seeds[:1], [skill], draws).above
+    several = compare_means(seeds, [skill], draws)
     assert not several.above
     assert several.a - several.b == pytest.approx(0.1 / 3, abs=1e-5)
 
@@ -126,9 +139,7 @@ def test_wrong_settings_are_named() -> None:
         Draws(seed=0, num_draws=1)
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
         Draws(seed=0, confidence=95)
-    with pytest.raises(ValueError, match=r"same rows, got lengths \[3\] against \[2\]"):
-        compare_means("m", [torch.ones(3)], [torch.ones(2)], Draws(seed=0))
     with pytest.raises(ValueError, match=r"clusters must be \[3\], one per row, got \[2\]"):
-        compare_means("m", [torch.ones(3)], [torch.ones(3)], Draws(seed=0), clusters=torch.arange(2))
+        Sampled.means(torch.ones(3, 1), Draws(seed=0), clusters=torch.arange(2))
     with pytest.raises(ValueError, match="no rows"):
-        compare_means("m", [torch.ones(0)], [torch.ones(0)], Draws(seed=0))
+        Sampled.means(torch.ones(0, 1), Draws(seed=0))

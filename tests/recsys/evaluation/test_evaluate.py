@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -96,14 +97,16 @@ class Batches:
 
     num_batches = 0
 
-    def __init__(self, num_rows: int = 47, planted: bool = True, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_rows: int = 47, planted: bool = True, weighted: bool = True, rank: int = 0, world_size: int = 1
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.x = (torch.randn(num_rows, generator=generator) * 2).round() / 2
         self.probability = (self.x + torch.randn(num_rows, generator=generator)).sigmoid()
         self.click = (torch.rand(num_rows, generator=generator) < self.probability).float()
         self.weights = torch.rand(num_rows, generator=generator) + 0.5
         self.user = torch.randint(6, (num_rows,), generator=generator)
-        self.planted, self.rank, self.world_size = planted, rank, world_size
+        self.planted, self.weighted, self.rank, self.world_size = planted, weighted, rank, world_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         for index, whole in enumerate(torch.arange(len(self.x)).split(10)):
@@ -115,7 +118,7 @@ class Batches:
         return Batch(
             features={"x": self.x[rows], "user": self.user[rows]},
             labels=labels | ({"probability": self.probability[rows]} if self.planted else {}),
-            weights=self.weights[rows] * (0 if padding else 1),
+            weights=torch.zeros(len(rows)) if padding else self.weights[rows] if self.weighted else None,
             row_ids=rows,
         )
 
@@ -159,6 +162,22 @@ def test_rows_of_weight_zero_do_not_count() -> None:
     assert report.metrics["auc"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_rows_of_a_cluster_are_those_of_the_batch_before_those_of_the_users_vocabulary_row() -> None:
+    batch = Batches(num_rows=8).batch(torch.arange(8))
+    owned = replace(batch, cluster=torch.arange(8) // 2, features={**batch.features, "user": torch.zeros(8).long()})
+
+    class Owned:
+        num_batches = 1
+
+        def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
+            yield owned, 1
+
+    loader = cast(BatchLoader, Owned())
+    assert evaluate_ranking(Linear(), loader, split="test").arrays["clusters"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    by_user = evaluate_ranking(Linear(), loader, split="test", cluster="user")
+    assert by_user.arrays["clusters"].tolist() == [0] * 8
+
+
 def test_loader_without_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="the loader gave no rows to score"):
         evaluate_ranking(Linear(), loader(num_rows=0), split="test")
@@ -166,12 +185,19 @@ def test_loader_without_rows_is_refused() -> None:
 
 def check_ranks(_: str) -> None:
     rank, world_size = distributed.rank(), distributed.world_size()
-    whole = evaluate_ranking(Linear(), loader(num_rows=411), split="test")  # every rank scores all rows
-    parts = evaluate_ranking(Linear(), loader(num_rows=411, rank=rank, world_size=world_size), split="test")
-    rows = Batches(num_rows=411)
+    for weighted in (True, False):
+        rows = Batches(num_rows=411, weighted=weighted)
+        whole = evaluate_ranking(Linear(), loader(num_rows=411, weighted=weighted), split="test")  # all rows on each
+        own = loader(num_rows=411, weighted=weighted, rank=rank, world_size=world_size)
+        check_report(evaluate_ranking(Linear(), own, split="test"), whole, rows)
+
+
+def check_report(parts: Report, whole: Report, rows: Batches) -> None:
+    weights = rows.weights if rows.weighted else None
     assert parts.metrics == whole.metrics
     assert parts.counts == whole.counts
-    assert parts.metrics["auc"] == pytest.approx(auc(rows.click, rows.x, rows.weights), abs=1e-12)
+    assert ("weights" in parts.arrays) == rows.weighted
+    assert parts.metrics["auc"] == pytest.approx(auc(rows.click, rows.x, weights), abs=1e-12)
     assert torch.equal(parts.arrays["labels"], rows.click)
     assert torch.equal(parts.arrays["clusters"], rows.user)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -34,6 +36,16 @@ def test_conflict_equals_a_loop_over_occurrences() -> None:
     opposed = {row: float((sums[0][row] @ sums[1][row]) < 0) for row in range(5) if sums[0][row].any()}
     assert {row: share for row, (share, _) in one.by_id.items()} == opposed
     assert one.conflict == pytest.approx(sum(opposed.values()) / len(opposed))
+
+
+def test_conflict_is_of_the_loss_that_is_trained_with_its_weights() -> None:
+    found, rows = twin(search_k=3), batch()
+    half = replace(rows, weights=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]))
+    first = rows.select(torch.arange(3))
+    for weighted, alone in zip(conflicts(found, [half]), conflicts(found, [first]), strict=True):
+        assert weighted.attention_norm == pytest.approx(alone.attention_norm, rel=1e-4)
+    plain, doubled = conflicts(found, [rows]), conflicts(twin(search_k=3, positive_weight=4.0), [rows])
+    assert [one.representation_norm for one in plain] != [one.representation_norm for one in doubled]
 
 
 def test_events_that_a_hard_search_left_have_no_gradient() -> None:

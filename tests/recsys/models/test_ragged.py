@@ -46,6 +46,11 @@ def test_softmax_of_huge_scores_is_finite_and_its_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(lambda s: segment_softmax(s, OWNERS, 7), scores)
 
 
+def test_softmax_of_bfloat16_scores_sums_to_one_over_long_rows() -> None:
+    shares = segment_softmax(torch.zeros(5000, dtype=torch.bfloat16), torch.zeros(5000, dtype=torch.int64), 1)
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-4)
+
+
 def naive_top_k(scores: list[float], k: int) -> list[int]:
     """Of equal scores the later, in the order of the list."""
     best = sorted(range(len(scores)), key=lambda i: (-scores[i], -i))[:k]

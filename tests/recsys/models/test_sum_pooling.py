@@ -60,6 +60,11 @@ def test_batch_norm_and_dropout_have_effect_only_in_training() -> None:
     assert torch.equal(found.logits(batch()), found.logits(batch()))
 
 
+def test_activation_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="activation has no effect without hidden layers"):
+        base(hidden=(), activation="silu")
+
+
 def test_dropout_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="dropout has no effect without hidden layers"):
         base(hidden=(), dropout=0.5)

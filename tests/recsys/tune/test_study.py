@@ -11,6 +11,7 @@ pytest.importorskip("optuna")
 
 from features.prepared import Prepared, prepare
 from recsys.config import ConfigError, load_config
+from recsys.run import Run
 from recsys.training.trainer import Interrupted, Progress
 from recsys.tune.space import parse_space
 from recsys.tune.study import Study
@@ -72,6 +73,20 @@ def test_study_records_a_trial_that_cannot_be_trained(project: tuple[Path, Prepa
     assert len(found) == 3
 
 
+def test_study_goes_on_after_a_trial_without_memory(
+    project: tuple[Path, Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(run: Run, observers: object = ()) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes.")
+
+    monkeypatch.setattr(Run, "train", fails)
+    searched = study(project, tmp_path)
+    with searched.held():
+        found = list(searched.run(2))
+    assert [trial.status for trial in found] == ["failed", "failed"]
+    assert "can't allocate memory" in found[0].reason
+
+
 def test_study_refuses_another_space_in_its_folder(project: tuple[Path, Prepared], tmp_path: Path) -> None:
     with study(project, tmp_path).held():
         pass
@@ -83,3 +98,5 @@ def test_study_refuses_another_space_in_its_folder(project: tuple[Path, Prepared
 def test_study_refuses_an_unknown_setting_before_it_trains(project: tuple[Path, Prepared], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
         study(project, tmp_path, space=["optimizer.dense.lrr={low=1, high=2}"])
+    with pytest.raises(ConfigError, match="did you mean 'hidden'"):
+        study(project, tmp_path, space=["model.hiden={choices=[[8], [16]]}"])
