@@ -22,6 +22,8 @@ from features.source_files import FILE, ROW, SourceTable, broken_files_named, mi
 from features.sources import SourceRequest, SourceTables, make_source
 from features.utc_day import MARK, UtcDay
 
+YEAR_3000 = 32_503_680_000  # in seconds
+
 
 class DaySource:
     """A day's rows, as a data config and the schema's column of times say.
@@ -59,6 +61,8 @@ class DaySource:
             start, end = self._day.bounds(unit)
             inside = time.isnull() | ((time >= start) & (time < end))
             rows = database.store("day_events", events.rows.filter(inside))
+            if unit == "as given" and not database.value(rows.count()):
+                _refuse_other_units(self._timestamp, database.value(time.max()))
         return replace(tables, events=replace(events, rows=rows, scanned=()))
 
     def row_fingerprints(self, database: Database, tables: SourceTables) -> dict[str, str]:
@@ -71,6 +75,12 @@ class DaySource:
             time, _ = _time(database, events, self._timestamp)
             told = replace(tables, events=replace(events, rows=events.rows.filter(time.notnull())))
             return {f"rows of {role}": _digest(database, table) for role, table in told.by_role().items()}
+
+
+def _refuse_other_units(column: str, newest: int | None) -> None:
+    """Raise ValueError for times that are numbers, but hardly seconds."""
+    if newest is not None and newest > YEAR_3000:
+        raise ValueError(f"{column!r} goes up to {newest}; times that are numbers are seconds since 1970 UTC")
 
 
 def _digest(database: Database, table: SourceTable) -> str:

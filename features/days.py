@@ -23,6 +23,7 @@ so that appending to the log changes no earlier day.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -49,7 +50,7 @@ from features.source_files import MissingEventsError
 from features.sources import SourceTables
 from features.spec import FeatureSchema
 from features.storage import folder_aside, remove_leftovers, remove_tree, scratch_folder
-from features.utc_day import UtcDay
+from features.utc_day import MARK, UtcDay
 from features.view import FORMAT, Prepared
 
 DAY, YESTERDAY = "day", "yesterday"  # in the manifest: the date, and the content hash of the folder before ("" = none)
@@ -71,13 +72,15 @@ def prepare_day(
     places: Places,
     *,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
     memory_limit: str = MEMORY_LIMIT,
 ) -> Prepared | None:
     """Make `OUT/<name>-<day>-<hash>`, or open it where it was made before; None for a day without examples.
 
     yesterday: the folder of the last day before that has one, None for the first day of all. progress, memory_limit: as
-    in `prepare`. Raises ValueError in one line for whatever in config, schema or data is wrong, for sequences that are
-    not ordered, and where yesterday is no day before this one or of another schema.
+    in `prepare`. notice: is told of files that are not there. Raises ValueError in one line for whatever in config,
+    schema or data is wrong, for sequences that are not ordered, and where yesterday is no day before this one or of
+    another schema.
     """
     schema = FeatureSchema.load(places.schema_dir / config.schema_path)
     chain = _Chain(config=config, schema=schema, day=day, yesterday=yesterday)
@@ -86,7 +89,9 @@ def prepare_day(
     tell("raw files", 0, 1)
     try:
         source = DaySource(config, schema.timestamp, day, places.data_root)
-    except MissingEventsError:
+    except MissingEventsError as error:
+        if notice is not None:
+            notice(str(error))
         return None
     inputs, work_name = source.fingerprints(), f"{config.name}-{day}"
     if inputs is not None and (path := chain.path(places.out, inputs)).exists():
@@ -123,6 +128,9 @@ class _Chain:
             raise ValueError(f"data.split.kind is {config.split.kind!r}; days are prepared one by one with kind 'day'")
         if not schema.timestamp:
             raise ValueError(f"schema {schema.name!r} names no `timestamp`, by which the days of events are known")
+        braces = [path for path in (config.path, *config.files.values()) if "{" in path.replace(MARK, "")]
+        if braces:
+            raise ValueError(f"data: {braces[0]!r} has braces that are not {MARK}, the place of the day")
         if config.min_events:
             raise ValueError("data.min_events counts the events of a whole log, not those of a day; remove it")
         if config.downsample is not None:

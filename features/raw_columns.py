@@ -149,6 +149,9 @@ def apply_transform(value: Any, transform: Log1p | Clip) -> Any:
     return (value >= 0).ifelse((value + 1).ln(), ibis.null("float64"))
 
 
+NO_TIME = "is no time (whole numbers, dates or dates with times: one of these for the whole column)"
+
+
 def read_time(raw: Any, column: str, *, integers: bool) -> Reading:
     """A time per row, int64: integers in the unit they have, dates and times in microseconds since 1970 UTC.
 
@@ -165,7 +168,7 @@ def read_time(raw: Any, column: str, *, integers: bool) -> Reading:
         raise ValueError(f"column {column!r} has type {kind}; times are integers, dates, or dates with times")
     faults = [
         Fault(column, ~_present(raw), "is missing"),
-        Fault(column, _present(raw) & value.isnull(), "is no time (a whole number, a date, or a date with a time)"),
+        Fault(column, _present(raw) & value.isnull(), NO_TIME),
         Fault(column, _sure(value < 0), "is negative"),
     ]
     return Reading(value, tuple(Fault(column, _sure(fault.condition), fault.problem) for fault in faults))

@@ -202,12 +202,35 @@ def delimited_table(database: Database, role: str, files: Sequence[InputFile], f
     for number, file in enumerate(files):
         _check_text(file.path, columns, form)
         split = f"{text(file.split)}, " if file.split else ""
-        database.run(
-            f"INSERT INTO {quoted(name)} SELECT {number}, row_number() OVER (), {split}* "
-            f"FROM {_read_csv(file.path, columns, form)}"
-        )
+        with _reading(file.path):
+            database.run(
+                f"INSERT INTO {quoted(name)} SELECT {number}, row_number() OVER (), {split}* "
+                f"FROM {_read_csv(file.path, columns, form)}"
+            )
         malformed += [(file.path.name, line, problem) for line, problem in database.rejected_lines(file.path)]
     return SourceTable(rows=database.table(name), names=_names(files), untyped=True, malformed=tuple(malformed))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file that the database cannot read, and mixed line ends, which it takes for a broken file."""
+    try:
+        yield
+    except ValueError as error:
+        if _has_mixed_line_ends(path):
+            problem = "some lines end with CRLF and others with LF; make them alike (tr -d '\\r' leaves LF alone)"
+            raise ValueError(f"{path}: {problem}") from None
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _has_mixed_line_ends(path: Path) -> bool:
+    kinds = set()
+    with opened(path, "latin-1") as lines:  # which reads any bytes
+        for line in lines:
+            kinds.add(line.endswith("\r\n"))
+            if len(kinds) > 1:
+                return True
+    return False
 
 
 def split_columns(

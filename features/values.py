@@ -22,6 +22,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault of a pydantic error in one line, with what came; the nearest valid name for an unknown key."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "model_type":
+        return f"{place}: takes keys ({', '.join(sorted(_fields_at(model, first['loc'])))}), got {first['input']!r}"
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] not in SAYS_ALL:

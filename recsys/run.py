@@ -6,6 +6,7 @@
                 checkpoints/    of each stage
                 reports/        what `evaluate` found, by split
                 calibrator.json what `calibrate` fitted, if it did
+                .lock           held by the process that trains it
 
 Training has one or two stages. `select` trains on the train split and watches a metric on the validation split; with
 `training.refit` a second pass, `refit`, trains a new model on train + validation for as many epochs as were best.
@@ -14,10 +15,10 @@ The test split is read by `evaluate` alone.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from recsys.compression import make_collection, make_table_optimizer
 from recsys.config import ConfigError, RunConfig
 from recsys.embedding.table import EmbeddingTable, Search
 from recsys.evaluation.evaluate import Report, RowSettings, check_metric
+from recsys.held_folder import held
 from recsys.model_bytes import served_bytes, table_sizes
 from recsys.models import make_model, model_class, table_encoder
 from recsys.models.interface import ClosedForm, PhaseSettings, Ranker, Recommender, Retriever
@@ -181,12 +183,13 @@ class Run:
         """Train to the end from where the run stands; Interrupted after a signal. Then `model()` is what was found."""
         if self.config.training.threads:
             torch.set_num_threads(self.config.training.threads)
-        if self._is_closed_form and not self.finished:
-            self._fit_closed_form()
-        if self.state.stage == SELECT:
-            self._select(observers)
-        if self.state.stage == REFIT:
-            self._refit(observers)
+        with held(self.folder, "training", "--name") if distributed.rank() == 0 else nullcontext():
+            if self._is_closed_form and not self.finished:
+                self._fit_closed_form()
+            if self.state.stage == SELECT:
+                self._select(observers)
+            if self.state.stage == REFIT:
+                self._refit(observers)
 
     def _select(self, observers: Sequence[Observer]) -> None:
         view = self.prepared.view("train")
@@ -389,12 +392,3 @@ class Run:
     def _validate(self, model: Model) -> Mapping[str, float]:
         settings = RowSettings(scratch=self.folder)
         return report_on(self.config, model, self.prepared, "validation", settings).metrics
-
-
-def describe_run(run: Run) -> dict[str, Any]:
-    """What a person wants to know of a run, for JSON and tables."""
-    state = run.state
-    found = {"stage": state.stage, "best_epoch": state.best_epoch, "validation": state.validation}
-    found |= {"init_from": state.init_from} if state.init_from else {}
-    found |= {"table_bytes_in_training": dict(state.sizes)} if state.sizes else {}
-    return {"run": str(run.folder), "model": run.config.model.name} | found | {"seconds": round(state.seconds, 1)}

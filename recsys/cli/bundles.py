@@ -9,12 +9,13 @@ from features.storage import is_uri
 from recsys.bundle import BundleStore
 from recsys.cli.console import print_json, print_table, say, user_errors
 from recsys.cli.data import JsonOption
+from recsys.cli.named_runs import describe_run
 from recsys.components import Roles, export_ranker, export_retriever
 from recsys.components.calibrator import ROLE as CALIBRATOR
 from recsys.components.program import save_program
 from recsys.config import ConfigError
 from recsys.models.interface import Ranker
-from recsys.run import Run, describe_run
+from recsys.run import Run
 from recsys.run_reports import calibrator_of
 
 EXAMPLE_ROWS = 64  # of the batch that a program is traced with

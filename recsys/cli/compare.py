@@ -14,7 +14,7 @@ from recsys.cli.named_runs import report_of, runs_of, summary_of
 from recsys.cli.train import RunsOption
 from recsys.config import ConfigError
 from recsys.evaluation.bootstrap import DRAWS, Comparison, Draws, Interval
-from recsys.evaluation.compare import compare_with_first, metrics_in_common
+from recsys.evaluation.compare import CALIBRATED_LOSS, compare_with_first, metrics_in_common
 from recsys.evaluation.evaluate import Report
 from recsys.report import Axis, Page, Plot, Point, Section, Series, Table, Text
 from recsys.run import Run
@@ -67,6 +67,7 @@ def compare(
             raise ConfigError("the models have no metric in common: their evaluation.k differ")
         say(f"{drawing.num_draws:,} draws of {', '.join(metrics)}")
         columns = [model.reports for model in found]
+        _say_what_is_not_calibrated(found)
         compared = {name: compare_with_first(columns, name, drawing) for name in metrics}
         if html is not None:
             storage.write_text(html, _page(found, split, compared).html())
@@ -101,6 +102,13 @@ def _check_same_rows(models: Sequence[Model]) -> None:
             say(f"{model.name} trained on a share of {other.negative_rate:g} of the negatives, {models[0].name} on "
                 f"{first.negative_rate:g}, which shifts logits: logloss is before any correction of that, "
                 "calibrated_logloss after it")  # fmt: skip
+
+
+def _say_what_is_not_calibrated(models: Sequence[Model]) -> None:
+    calibrated = {model.name: all(CALIBRATED_LOSS in report.metrics for report in model.reports) for model in models}
+    plain = [name for name, has in calibrated.items() if not has]
+    if plain and len(plain) < len(calibrated):
+        say(f"calibrated_logloss is of scores as served; not calibrated: {', '.join(plain)} (`recsys calibrate`)")
 
 
 # --- what is said ---

@@ -27,7 +27,12 @@ DAY = ["%Y-%m-%d"]
 
 def daily(
     config: ConfigArgument,
-    first: Annotated[datetime, typer.Option("--from", formats=DAY, help="The first day to train on (UTC).")],
+    first: Annotated[
+        datetime,
+        typer.Option(
+            "--from", formats=DAY, help="The first day to train on (UTC); in a job, days missed before it too."
+        ),
+    ],
     last: Annotated[datetime, typer.Option("--to", formats=DAY, help="The last day; the day after it tests.")],
     overrides: OverridesArgument = None,
     name: Annotated[str | None, typer.Option("--name", help="The job's name (default: the config's stem).")] = None,
@@ -68,7 +73,9 @@ def daily(
 
 def _prepare(settings: RunConfig, places: Places, day: UtcDay, yesterday: Prepared | None) -> Prepared | None:
     with meter() as progress:
-        found = prepare_day(settings.data, day, yesterday, places, progress=progress)
+        found = prepare_day(
+            settings.data, day, yesterday, places, progress=progress, notice=lambda text: say(f"{day}: {text}")
+        )
     for warning in found.warnings if found and yesterday is None else ():  # of one day: the others' would be alike
         say(f"warning: {day}: {warning}")
     return found

@@ -61,7 +61,7 @@ def _check_features(run: Run, by: Any, kept: list[str]) -> None:
 
 
 def _segments(run: Run, report: Report, name: str) -> list[Segment]:
-    """Of the first run: its seeds differ little, and one table is read."""
+    """Of the first run, whose seeds differ little, and of scores as served: after its calibrator, if it has one."""
     values = None if name == SCORE else report.arrays[FEATURE + name]
     spec = None if name == SCORE else run.prepared.schema.feature(name)
     vocabulary = None if spec is None else run.prepared.encoder.vocabularies.get(spec.vocabulary)
@@ -70,7 +70,7 @@ def _segments(run: Run, report: Report, name: str) -> list[Segment]:
         raw = row if vocabulary is None else vocabulary.raw([row])[0]
         return "(unseen or missing)" if raw is None else str(raw)
 
-    return calibration_by(scored_rows(report), Draws(seed=run.config.seed), values=values, name=called)
+    return calibration_by(scored_rows(report, calibrated=True), Draws(seed=run.config.seed), values=values, name=called)
 
 
 def _record(runs: list[Run], reports: list[Report], segments: dict[str, list[Segment]]) -> dict[str, Any]:
@@ -98,7 +98,9 @@ def _print(runs: list[Run], reports: list[Report], segments: dict[str, list[Segm
         left_out, measured = first.counts["one-class groups"], first.counts["groups"]
         say(f"gauc is over {measured:,} groups; {left_out:,} have rows of one class alone")
     for name, parts in segments.items():
-        print_table(f"{runs[0].folder} on {first.split}: calibration by {name}", [_row(part) for part in parts])
+        print_table(
+            f"{runs[0].folder} on {first.split}: calibration by {name}, as served", [_row(part) for part in parts]
+        )
 
 
 def _of_one(report: Report) -> dict[str, dict[str, float]]:

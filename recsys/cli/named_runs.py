@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from recsys.cli.console import say
 from recsys.cli.seeds import SEED
@@ -22,11 +23,13 @@ def runs_of(path: Path, runs: Path) -> list[Run]:
     Raises ConfigError when there are none, or when they differ in more than the seed or are of different data.
     """
     for place in (path, runs / path):
-        if (place / "config.json").exists():
-            return [Run.open(place)]
         found = [
             (int(match[1]), folder) for folder in place.parent.glob("*") if (match := _seed_of(folder, place.name))
         ]
+        if (place / "config.json").exists():
+            if found:
+                say(f"{place} is one run; of its name there are {len(found)} seeds too, which are not taken")
+            return [Run.open(place)]
         if found:
             opened = [Run.open(folder) for _, folder in sorted(found)]
             _check_alike(opened)
@@ -63,6 +66,15 @@ def report_of(run: Run, split: str) -> Report:
             return report
     say(f"evaluating {run.folder} on {split}")
     return run.evaluate(split)
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """What a person wants to know of a run, for JSON and tables."""
+    state = run.state
+    found = {"stage": state.stage, "best_epoch": state.best_epoch, "validation": state.validation}
+    found |= {"init_from": state.init_from} if state.init_from else {}
+    found |= {"table_bytes_in_training": dict(state.sizes)} if state.sizes else {}
+    return {"run": str(run.folder), "model": run.config.model.name} | found | {"seconds": round(state.seconds, 1)}
 
 
 def summary_of(metrics: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

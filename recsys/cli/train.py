@@ -12,9 +12,10 @@ from features import storage
 from recsys import distributed
 from recsys.cli.console import INTERRUPTED, Meter, print_json, say, user_errors
 from recsys.cli.data import ConfigArgument, DataOption, JsonOption, OverridesArgument, PreparedOption, prepared_of
+from recsys.cli.named_runs import describe_run
 from recsys.cli.seeds import name_of_seed, seeds_of
 from recsys.config import RunConfig, load_config
-from recsys.run import Run, describe_run
+from recsys.run import Run
 from recsys.run_state import SELECT
 from recsys.training.checks import check_settings
 from recsys.training.profiling import Profiler

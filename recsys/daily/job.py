@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from recsys.config import ConfigError, RunConfig
 from recsys.daily.series import write_series
 from recsys.daily.trial import DAY_NAME, Candidate, Trial, Trials, judged
 from recsys.held_folder import held
-from recsys.models import model_class
+from recsys.models import model_class, table_encoder
 from recsys.models.interface import Ranker
 from recsys.run import Run
 from recsys.run_state import FINISHED, differing_keys, read_config, read_state
+from recsys.training.growth import check_can_grow
 
 POINTER = "promoted.json"
 
@@ -70,13 +71,21 @@ class Daily:
         self._check()
         with self._held():
             self._check_folder()
-            for day in days:
+            for day in [*self._missed(days[0]), *days]:
                 self._day(day, train=True)
             self._day(UtcDay(days[-1].date + timedelta(days=1)), train=False)
             self._conclude()
             if not self.trained():
                 span = f"{days[0]}..{days[-1]}" if len(days) > 1 else str(days[0])
-                raise ConfigError(f"no day of {span} has examples in {self.config.data.path} {self.config.data.files}")
+                raise ConfigError(f"no day of {span} has examples in {_raw_paths(self.config)}")
+
+    def _missed(self, first: UtcDay) -> list[UtcDay]:
+        """The days between the newest model and the first day asked for, which could never be trained later."""
+        trained = [date.fromisoformat(name) for name in self.trained()]
+        gap = (first.date - trained[-1]).days - 1 if trained else 0
+        if gap > 0:
+            self.around.say(f"{gap} days between {trained[-1]} and {first} are not done; they come first")
+        return [UtcDay(first.date - timedelta(days=back)) for back in range(gap, 0, -1)]
 
     def trained(self) -> list[str]:
         """The days that have a finished model, in order."""
@@ -163,6 +172,9 @@ class Daily:
     def _train(self, day: UtcDay, data: Prepared, newest: str) -> None:
         named = self.config.model_copy(update={"name": str(day)})
         start = self.folder / newest if newest else None
+        if not newest:
+            read = table_encoder(self.config.model, data.encoder)
+            check_can_grow(self.config.tables.specs, read, self.config.seed)  # else tomorrow would say so
         run = Run.create(named, self.folder / str(day), data, resume=True, init_from=start)
         if not run.finished:
             self.around.train(run)
@@ -197,6 +209,10 @@ class Daily:
         for name in trained[: -self.keep] if self.keep else []:
             if name not in needed:
                 storage.remove_tree(self.folder / name / "checkpoints")
+
+
+def _raw_paths(config: RunConfig) -> str:
+    return ", ".join([config.data.path, *config.data.files.values()])
 
 
 def _has_both_classes(data: Prepared) -> bool:

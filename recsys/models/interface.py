@@ -99,11 +99,12 @@ class Ranker(EmbeddingModel, ABC):
     """Scores rows: the logit of each label for a user and an item, with everything known about the row."""
 
     Config: ClassVar[type[RankerOptions]] = RankerOptions
+    several_labels: ClassVar[bool] = False  # whether a model without `labels` predicts all of the schema's
 
     def __init__(self, encoder: Encoder, collection: EmbeddingCollection, config: RankerOptions) -> None:
         super().__init__(encoder, collection, config)
         self.inputs = chosen_inputs(self.schema, config.features)
-        self.labels = _chosen_labels(self.schema, config.labels)
+        self.labels = chosen_labels(self.schema, config.labels, self.several_labels)
         self._loss_weights = _loss_weights(self.labels, config)
 
     @abstractmethod
@@ -342,14 +343,15 @@ def retrieval_inputs(
     return users, items
 
 
-def _chosen_labels(schema: FeatureSchema, names: Sequence[str]) -> tuple[str, ...]:
+def chosen_labels(schema: FeatureSchema, names: Sequence[str], several: bool) -> tuple[str, ...]:
+    """The labels of these names; of none, all of the schema's where the model is for several, else the first."""
     known = [label.name for label in schema.labels]
     if not known:
         raise ValueError(f"a ranker needs a label, schema {schema.name!r} has none")
     for name in names:
         if name not in known:
             raise ValueError(f"schema {schema.name!r} has no label {name!r}; it has {known}")
-    return tuple(names) or (known[0],)
+    return tuple(names) or tuple(known if several else known[:1])
 
 
 def _loss_weights(labels: Sequence[str], config: RankerOptions) -> Tensor:

@@ -36,6 +36,8 @@ class TowerOptions(DeepOptions):
 class Towers(Ranker):
     """logit_t = tower_t(shared_t(x)), x all inputs side by side; a subclass says what `shared_t` is."""
 
+    several_labels = True
+
     def __init__(self, encoder: Encoder, collection: EmbeddingCollection, config: TowerOptions) -> None:
         super().__init__(encoder, collection, config)
         check_pooled(self.inputs)

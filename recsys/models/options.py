@@ -21,7 +21,7 @@ class ModelOptions(Value):
 class RankerOptions(ModelOptions):
     """Settings of every ranker.
 
-    labels: what to predict, one logit each; () for the schema's first label.
+    labels: what to predict, one logit each; () for the schema's first label, or all of them in a model for several.
     label_weights: by label, the factor of its loss beside the others' (those not named: 1).
     positive_weight: the factor of the loss where the label is 1, for all labels or by label. Scores stay calibrated:
         see `Ranker.row_losses`.

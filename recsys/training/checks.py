@@ -15,7 +15,7 @@ from recsys.compression import make_specs, make_table_optimizer
 from recsys.config import ConfigError, RunConfig, TrainingConfig
 from recsys.embedding.placement import check_sharding
 from recsys.models import model_class, model_options
-from recsys.models.interface import ClosedForm
+from recsys.models.interface import ClosedForm, Ranker, chosen_labels
 from recsys.models.options import RankerOptions
 
 
@@ -63,10 +63,9 @@ def check_settings(config: RunConfig) -> None:
 def check_data(config: RunConfig, prepared: Prepared) -> None:
     """Raise ConfigError for data that the config cannot train on: see `check_splits` and `check_labels`."""
     check_splits(config.training, prepared.splits)
-    options = model_options(config.model)
-    if isinstance(options, RankerOptions):
-        known = [label.name for label in prepared.schema.labels]
-        check_labels([name for name in options.labels or known[:1] if name in known], prepared)
+    options, model = model_options(config.model), model_class(config.model.name)
+    if issubclass(model, Ranker) and isinstance(options, RankerOptions):
+        check_labels(chosen_labels(prepared.schema, options.labels, model.several_labels), prepared)
 
 
 def check_labels(labels: Sequence[str], prepared: Prepared) -> None:

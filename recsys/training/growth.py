@@ -17,11 +17,14 @@ Shapes: N ids of a block, P accesses, d width of a store.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from features.encoder import Encoder
+from features.vocab import Vocabulary
 from recsys.compression import make_specs
 from recsys.config import ConfigError, TableConfig
 from recsys.embedding.collection import EmbeddingCollection
@@ -80,18 +83,47 @@ def grown_stores(
         Layout.build(known.with_schema(collection.schema), specs, origin.seed) for known in (origin.encoder, encoder)
     )
     for key in newer.tables:
-        name = key.partition("/")[0]
-        what = f"table {key!r} ({origin.tables[name].method})"
-        if specs[name].adds_phases:
-            raise ConfigError(
-                f"{what} trains in stages of its own, which a run that goes on from another cannot repeat"
-            )
         own = {part.removeprefix(f"{key}."): value for part, value in learned.items() if part.startswith(f"{key}.")}
-        fault = difference(older.tables[key], newer.tables[key], own)
-        if fault:
-            raise ConfigError(f"{what} cannot go on with more ids: {fault}; what can: {CAN_GROW}")
+        _check_goes_on(key, origin.tables, older.tables[key], newer.tables[key], own)
     rows = {store.name: store.num_embeddings for store in older.stores}
     return [store.name for store in newer.stores if store.num_embeddings > rows[store.name]]
+
+
+def check_can_grow(tables: Mapping[str, TableConfig], encoder: Encoder, seed: int) -> None:
+    """Raise ConfigError as `load_grown` would after more ids: tried with more in each vocabulary, in no proportion."""
+    shares = {name: number / len(encoder.vocabularies) for number, name in enumerate(encoder.vocabularies, start=1)}
+    more = {name: _more_ids(encoder.vocabularies[name], share) for name, share in shares.items()}
+    specs = make_specs(tables)
+    older, newer = (Layout.build(known, specs, seed) for known in (encoder, encoder.grown(more)))
+    for key in newer.tables:
+        learned = older.tables[key].state_dict()
+        _check_goes_on(key, tables, older.tables[key], newer.tables[key], learned)
+
+
+def _more_ids(vocabulary: Vocabulary, share: float) -> tuple[Any, Any]:
+    """Ids that are not in it, by its share more than there are, and how often each came."""
+    count = int(share * len(vocabulary.raw_ids)) + 1
+    if vocabulary.holds_integers:
+        found: Any = np.setdiff1d(np.arange(count + len(vocabulary.raw_ids)), vocabulary.raw_ids)[:count]
+    else:
+        found = [f"\uffff{number}" for number in range(count)]
+    return found, np.full(count, max(vocabulary.min_count, 1))
+
+
+def _check_goes_on(
+    key: str,
+    tables: Mapping[str, TableConfig],
+    older: EmbeddingTable,
+    newer: EmbeddingTable,
+    learned: Mapping[str, Tensor],
+) -> None:
+    name = key.partition("/")[0]
+    what = f"table {key!r} ({tables[name].method})"
+    if make_specs(tables)[name].adds_phases:
+        raise ConfigError(f"{what} trains in stages of its own, which a run that goes on from another cannot repeat")
+    fault = difference(older, newer, learned)
+    if fault:
+        raise ConfigError(f"{what} cannot go on with more ids: {fault}; what can: {CAN_GROW}")
 
 
 def difference(older: EmbeddingTable, newer: EmbeddingTable, learned: Mapping[str, Tensor]) -> str:

@@ -71,6 +71,8 @@ class Study:
         """
         with held(self.folder, "search", "--out"):
             self._claim()
+            for folder in (self.folder, self.folder / "trials"):
+                storage.remove_leftovers(folder)
             yield
 
     def _claim(self) -> None:

@@ -252,6 +252,7 @@ def test_row_without_a_time_is_bad(shop: Path) -> None:
         ({"split": {"kind": "time"}}, "data.split.kind is 'time'"),
         ({"min_events": 2}, "min_events"),
         ({"downsample": {"rate": 0.5}}, "a day's rows also test the model of the day before"),
+        ({"path": "{dy}.csv"}, r"'{dy}\.csv' has braces that are not {day}"),
         ({"path": "nowhere/log.csv", "files": {"users": "users.csv"}}, "no file"),
     ],
 )
@@ -260,6 +261,13 @@ def test_day_refuses_what_has_no_meaning(shop: Path, changed: dict[str, Any], co
         assert make(shop, FIRST, None, path="nowhere/log.csv") is None
     with pytest.raises(ValueError, match=complaint):
         make(shop, FIRST, None, **changed)
+
+
+def test_times_that_are_hardly_seconds_are_refused(shop: Path) -> None:
+    frame = log()
+    frame.assign(time=frame["time"] * 1000).to_csv(shop / "log.csv", index=False)
+    with pytest.raises(ValueError, match=r"'time' goes up to \d{13}; times that are numbers are seconds"):
+        make(shop, FIRST, None)
 
 
 def test_prepare_leaves_days_to_the_daily_job(shop: Path) -> None:

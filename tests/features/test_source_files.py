@@ -97,6 +97,12 @@ def test_csv_equals_the_csv_module(database: Database, tmp_path: Path, ending: s
     assert table.untyped
 
 
+def test_csv_with_mixed_line_ends_is_named(database: Database, tmp_path: Path) -> None:
+    lines = "a,b\n" + "1,2\n" * 3 + "3,4\r\n"
+    with pytest.raises(ValueError, match=r"mixed\.csv: some lines end with CRLF and others with LF"):
+        delimited_table(database, "events", [written(tmp_path / "mixed.csv", lines)], COMMA)
+
+
 def test_csv_sets_malformed_lines_aside(database: Database, tmp_path: Path) -> None:
     file = written(tmp_path / "log.csv", "a,b\n1,2\n3\n4,5,6\n7,8\n")
     other = written(tmp_path / "more.csv", "a,b\n9\n")

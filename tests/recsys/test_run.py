@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from features.prepared import Prepared, prepare
+from recsys.cli.named_runs import describe_run
 from recsys.config import ConfigError, RunConfig, load_config
-from recsys.run import Run, describe_run
+from recsys.held_folder import held
+from recsys.run import Run
 from recsys.training.checkpoint import Checkpoints
 from tests.recsys.small_project import write_project
 
@@ -103,3 +105,10 @@ def test_run_of_another_config_or_unfinished_is_refused(project: Project) -> Non
     assert isinstance(whole, nn.Module)
     assert isinstance(resumed, nn.Module)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_run_that_another_process_trains_is_refused(project: Project) -> None:
+    run = project.run("ctr", folder="twice", resume=True)
+    with held(run.folder, "training", "--name"), pytest.raises(ConfigError, match="another training is at work in"):
+        run.train()
+    assert not run.folder.exists()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from features.prepared import Prepared, prepare
+from recsys.cli.named_runs import describe_run
 from recsys.config import ConfigError, RunConfig, load_config
-from recsys.run import Run, build_model, describe_run
+from recsys.run import Run, build_model
 from recsys.run_start import Parent
 from recsys.run_state import REFIT, SELECT
 from recsys.training.checkpoint import Checkpoints

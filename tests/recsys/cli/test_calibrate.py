@@ -25,7 +25,12 @@ def test_calibrate_fits_on_validation_and_measures_on_test(project: Path, method
     report = Run.open(f"runs/{method}").evaluate()
     assert {name: report.metrics[f"calibrated_{name}"] for name in after} == after
     assert "calibrated" in call("evaluate", method).stdout
+    served = json.loads(call("evaluate", method, "--by", "score", "--json").stdout)["segments"]["score"]
+    assert sum(part["predicted"] * part["weight"] for part in served) == pytest.approx(
+        after["calibration"] * sum(part["observed"] * part["weight"] for part in served), rel=1e-4
+    )
     compared = call("compare", "ctr-seed1", method, "--metric", "calibrated_logloss", "--draws", "20", "--json")
+    assert "not calibrated: ctr-seed1" in " ".join(compared.stderr.split())
     (pair,) = json.loads(compared.stdout)["comparisons"]
     assert pair["first_value"] == pytest.approx(before["logloss"])
     assert pair["value"] == pytest.approx(after["logloss"])

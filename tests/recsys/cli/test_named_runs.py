@@ -17,6 +17,9 @@ def test_a_name_is_a_run_or_its_seeds_in_order(project: Path) -> None:
     shutil.copytree("runs/wide-seed5", "runs/wide-seedling")
     for path in (Path("runs/wide"), Path("wide"), project / "runs" / "wide"):
         assert [run.name for run in runs_of(path, RUNS)] == ["wide-seed1", "wide-seed2", "wide-seed5", "wide-seed10"]
+    shutil.copytree("runs/wide-seed5", "runs/wide")
+    assert [run.name for run in runs_of(Path("wide"), RUNS)] == ["wide"]
+    shutil.rmtree("runs/wide")
     for path in (Path("runs/wide-seed2"), Path("wide-seed2")):
         assert [run.name for run in runs_of(path, RUNS)] == ["wide-seed2"]
     for name in ("wide-seed10", "wide-seedling"):

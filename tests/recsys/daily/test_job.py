@@ -153,6 +153,16 @@ def test_job_ended_by_sigterm_says_so_and_goes_on(project: Project) -> None:
     check_ends_whole(project, "stopped")
 
 
+def test_job_does_days_that_it_missed_first(project: Project) -> None:
+    assert project.daily("missed", "--from", "2026-01-05", "--to", "2026-01-05").code == 0
+    ended = project.daily("missed", "--from", "2026-01-07", "--to", "2026-01-07")
+    assert ended.code == 0
+    assert "1 days between 2026-01-05 and 2026-01-07 are not done; they come first" in " ".join(ended.err.split())
+    assert sorted(path.name for path in (project.folder / "missed" / "job").glob("2026*")) == [
+        "2026-01-05", "2026-01-06", "2026-01-07",
+    ]  # fmt: skip
+
+
 def test_job_starts_each_day_from_the_day_before(project: Project) -> None:
     first, second = (project.folder / "whole" / "job" / day for day in ("2026-01-05", "2026-01-06"))
     assert Run.open(second).state.init_from.endswith("whole/job/2026-01-05")

@@ -73,6 +73,13 @@ def test_multitask_learns_two_labels_at_once(name: str) -> None:
     assert torch.equal((logits > 0).float(), torch.stack([*batch().labels.values()], 1))
 
 
+@pytest.mark.parametrize("name", ["mmoe", "shared_bottom"])
+def test_multitask_predicts_all_labels_unless_told_which(name: str) -> None:
+    assert ranker(name, labels=()).labels == ("clicked", "bought")
+    assert ranker(name, labels=("bought",)).labels == ("bought",)
+    assert ranker("dcn", labels=()).labels == ("clicked",)
+
+
 def test_label_weights_scale_each_labels_loss() -> None:
     plain, weighted = ranker("mmoe"), ranker("mmoe", label_weights={"bought": 3.0})
     clicked = ranker("mmoe", label_weights={"bought": 1e-9})

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from recsys.embedding import EmbeddingCollection, RowWiseAdagrad
 from recsys.embedding.collection import Backend
 from recsys.phases import Phase, Until
 from recsys.training.checkpoint import Checkpoints
-from recsys.training.growth import Origin, load_grown
+from recsys.training.growth import Origin, check_can_grow, load_grown
 from recsys.training.state import dense_tensors, model_tensors, table_tensors
 from tests.recsys.two_ranks import run_on_two_ranks
 
@@ -161,6 +162,23 @@ def test_every_method_that_does_not_search_goes_on_with_the_same_ids(tmp_path: P
     load_grown(other, [resumed], encoder_of(), origin)
     for name, tensor in everything(other, resumed).items():
         assert torch.equal(tensor, everything(model, phase)[name]), name
+
+
+@pytest.mark.parametrize("method", ["dense", "unified", "hash", "compo"])
+def test_what_cannot_grow_is_known_before_it_is_trained(method: str) -> None:
+    options: dict[str, Any] = {**CAN, **CANNOT}[method]
+    table = TableConfig(method=method, options=options)
+    if method in CAN:
+        check_can_grow({"ids": table}, encoder_of(), seed=0)
+        return
+    with pytest.raises(ConfigError, match=rf"\({method}\) cannot go on with more ids"):
+        check_can_grow({"ids": table}, encoder_of(), seed=0)
+
+
+def test_a_size_in_percent_cannot_grow() -> None:
+    shares = {"ids": TableConfig(method="unified", options={"chunk_dim": 3, "chunks": 2, "budget": "50%"})}
+    with pytest.raises(ConfigError, match="of a size that is not in %"):
+        check_can_grow(shares, encoder_of(), seed=0)
 
 
 @pytest.mark.parametrize(
