@@ -16,7 +16,7 @@ from features.raw_columns import Reading, integer_pattern, read_id, read_list, r
 from features.spec import Clip, FeatureSpec, Log1p, Standardise
 
 DAY = 86_400_000_000
-NO_TIME = "is no time (a whole number, a date, or a date with a time)"
+NO_TIME = "is no time (whole numbers, dates or dates with times: one of these for the whole column)"
 NO_SCORE = "has a score that is no finite number"
 
 

@@ -1,6 +1,5 @@
 """`recsys daily` on one's own files, a CSV a day, at URIs: its options and errors. What the job does: test_job.py."""
 
-import fcntl
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from typer.testing import Result
 
 from recsys.bundle import BundleStore
 from recsys.distributed import TORCHRUN_VARIABLES
+from recsys.held_folder import held
 from recsys.run import Run
 from tests.features.test_days import SHOP, log, write
 from tests.recsys.cli.conftest import call
@@ -60,8 +60,7 @@ def test_daily_names_a_late_event_and_goes_on_when_it_is_mended(shop: Path) -> N
 def test_daily_refuses_in_one_line(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert says(call("daily", "job.toml", "--from", "2026-01-03", "--to", "2026-01-01"), "is before the first")
     assert says(call("daily", "job.toml", "data.path=logz/{day}.csv", *SPAN), "no day of 2026-01-01..2026-01-03 has")
-    with open(shop / "runs" / "job" / ".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(shop / "runs" / "job", "process", "--name"):
         assert says(call("daily", "job.toml", *SPAN), "another process is at work in runs/job")
     for name in TORCHRUN_VARIABLES:
         monkeypatch.setenv(name, "1")
