@@ -28,7 +28,7 @@ def columns(prepared: Prepared, *splits: str) -> tuple[Tensor, Tensor, Tensor | 
     names = ["item", f"label:{prepared.schema.labels[0].name}", *(["group"] if prepared.schema.group else [])]
     files = [file for split in splits if split in prepared.splits for file in prepared.files(split)]
     table = pa.concat_tables(pq.read_table(file, columns=names) for file in files)
-    item, label, *group = (torch.from_numpy(table[name].to_numpy()) for name in names)
+    item, label, *group = (torch.tensor(table[name].to_numpy()) for name in names)
     return item, label, group[0] if group else None
 
 
