@@ -50,7 +50,7 @@ def daily(
     A model that is worse than the promoted one beyond the interval on its test day is not promoted; the others are:
     promoted.json names the run, and with --store it is exported and labelled "stable". Killed or stopped, the same
     command goes on; days that are done are not touched again. --keep removes the checkpoints of older runs, but for
-    the promoted one.
+    the promoted one and its last rival.
     """
     with user_errors():
         if distributed.launched_by_torchrun():
