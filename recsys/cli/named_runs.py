@@ -6,6 +6,7 @@ compare demo_base demo_din  names alone are looked for in the folder of runs
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -61,9 +62,10 @@ def report_of(run: Run, split: str) -> Report:
     """The report that the run has of a split, or a new one."""
     folder = run.folder / "reports" / split
     if (folder / "report.json").exists():
-        report = Report.load(folder)
-        if report.arrays and report.config_hash == run.config.content_hash:
-            return report
+        with suppress(ValueError):  # of another version, or not whole
+            report = Report.load(folder)
+            if report.arrays and report.config_hash == run.config.content_hash:
+                return report
     say(f"evaluating {run.folder} on {split}")
     return run.evaluate(split)
 

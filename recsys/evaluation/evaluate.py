@@ -36,6 +36,7 @@ PROBABILITY = "probability"  # a label that is no label: the planted truth of a 
 CEILING, CALIBRATED, FEATURE = "ceiling_", "calibrated_", "feature "
 OF_CEILING = ("auc", "gauc", "logloss", "normalized_entropy", "pr_auc")
 OF_CALIBRATION = ("auc", "logloss", "normalized_entropy", "calibration", "calibration_error")
+FORMAT = 2  # since clusters are users, not rows of their vocabulary
 BATCHES_AT_ONCE = 16  # between two times that ranks exchange rows
 WORDS = ("model", "split", "protocol", "config_hash")
 
@@ -68,13 +69,15 @@ class Report:
         return dict(self.metrics) | {word: getattr(self, word) for word in WORDS} | {"counts": dict(self.counts)}
 
     def to_json(self) -> str:
-        """The summary in one line."""
-        return json.dumps(self.summary(), allow_nan=False)
+        """The summary in one line, with the version of what arrays mean."""
+        return json.dumps({"format": FORMAT, **self.summary()}, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> "Report":
-        """The inverse of `to_json`; without arrays."""
+        """The inverse of `to_json`; without arrays. Raises ValueError for a report of another version."""
         values = json.loads(text)
+        if values.pop("format", 1) != FORMAT:
+            raise ValueError("it is of another version; evaluate the run again")
         words = {word: values.pop(word) for word in (*WORDS, "counts")}
         return Report(metrics=values, **words)
 

@@ -62,6 +62,10 @@ def test_a_report_is_read_where_there_is_one_and_made_anew_for_another_config(pr
     assert path.stat().st_mtime_ns == written
     path.write_text(path.read_text().replace(run.config.content_hash, "0" * 64))
     assert report_of(run, "test").config_hash == run.config.content_hash
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "format"}
+    storage.write_json(path, older)
+    assert report_of(run, "test").summary() == made.summary()
+    assert json.loads(path.read_text()).keys() - older.keys() == {"format"}
 
 
 def test_summary_is_mean_and_deviation_of_what_all_have() -> None:
